@@ -120,6 +120,14 @@ pub struct Reading {
     pub quality: Quality,
 }
 
+impl Reading {
+    /// Returns whether both say the same, to the 1e-6 that values are compared at.
+    pub fn has_same_value(&self, other: &Self) -> bool {
+        let micro = |reading: &Self| reading.value.map(|value| (value * 1e6).round());
+        micro(self) == micro(other)
+    }
+}
+
 /// Flags about a reading; stored on disk as one byte.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Quality(u8);

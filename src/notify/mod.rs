@@ -1,1 +1,3 @@
-//! To be written.
+//! Telling people and machines; every channel takes its work from the outbox only.
+
+pub mod mqtt;

@@ -6,6 +6,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
+use base64::alphabet;
+use base64::engine::{DecodePaddingMode, Engine, GeneralPurpose, GeneralPurposeConfig};
 use frostline_core::codec::DeadLetterReason;
 use frostline_core::model::{Kind, Name, Timestamp};
 use serde::Deserialize;
@@ -278,28 +280,11 @@ fn read_message(text: &str, judgement: &Judgement, take: &mut dyn FnMut(Item<'_>
 
 /// Returns the bytes that a text says in base64 with the standard alphabet; padding may be missing.
 fn decode_base64(text: &str) -> Option<Vec<u8>> {
-    let text = text.trim_end_matches('=');
-    let mut bytes = Vec::with_capacity(text.len() * 3 / 4);
-    let (mut bits, mut bit_count) = (0_u32, 0);
-    for character in text.bytes() {
-        let sextet = match character {
-            b'A'..=b'Z' => character - b'A',
-            b'a'..=b'z' => character - b'a' + 26,
-            b'0'..=b'9' => character - b'0' + 52,
-            b'+' => 62,
-            b'/' => 63,
-            _ => return None,
-        };
-        bits = bits << 6 | u32::from(sextet);
-        bit_count += 6;
-        if bit_count >= 8 {
-            bit_count -= 8;
-            bytes.push((bits >> bit_count) as u8);
-            bits &= (1 << bit_count) - 1;
-        }
-    }
-    // A lone character at the end, or bits that belong to no byte, are a text cut short.
-    (bits == 0 && bit_count < 6).then_some(bytes)
+    const ENGINE: GeneralPurpose = GeneralPurpose::new(
+        &alphabet::STANDARD,
+        GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
+    );
+    ENGINE.decode(text).ok()
 }
 
 #[cfg(test)]

@@ -229,7 +229,7 @@ mod tests {
         batch.push_alert(&AlertPoint { revision: 2, superseded: true, ..alert() });
         batch.push_alert(&AlertPoint { revision: 2, state: "resolved", episode: "a\"b\\c", ..alert() });
         let text = std::str::from_utf8(batch.as_bytes()).unwrap();
-        expect_file![concat!(env!("CARGO_MANIFEST_DIR"), "/tests/payloads/lines.expected")].assert_eq(text);
+        expect_file!["../../tests/payloads/lines.expected"].assert_eq(text);
     }
 
     #[test]

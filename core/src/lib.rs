@@ -8,3 +8,7 @@
 pub mod codec;
 pub mod model;
 pub mod rules;
+
+mod hex;
+
+pub use hex::hex;

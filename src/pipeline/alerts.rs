@@ -110,7 +110,7 @@ impl Pipeline {
                 stored.alert.state = AlertState::Resolved;
                 self.log(&stored.alert, "alert resolved");
                 let instant = episode.resolved_at.unwrap_or(transition.instant);
-                self.tell(rule, &stored.alert, instant, episode.last_value, false)
+                self.tell(rule, &stored.alert, instant, episode.last_value)
             }
             Change::Updated(episode) => {
                 let stored = self.told(rule, &concerned, episode)?;
@@ -118,7 +118,7 @@ impl Pipeline {
                 set_figures(&mut alert, episode);
                 self.log(&alert, "alert updated");
                 let instant = episode.resolved_at.unwrap_or(transition.instant);
-                self.tell(rule, &alert, instant, episode.last_value, false)
+                self.tell(rule, &alert, instant, episode.last_value)
             }
             Change::Reopened(episode) => {
                 let stored = self.told(rule, &concerned, episode)?;
@@ -127,7 +127,7 @@ impl Pipeline {
                 alert.state = AlertState::Firing;
                 self.supersede(&alert, &[(AlertState::Firing, episode.fired_at)])?;
                 self.log(&alert, "alert reopened");
-                self.tell(rule, &alert, episode.fired_at, episode.last_value, false)
+                self.tell(rule, &alert, episode.fired_at, episode.last_value)
             }
             Change::Retracted(episode, reason) => {
                 let stored = self.told(rule, &concerned, episode)?;
@@ -136,7 +136,7 @@ impl Pipeline {
                 alert.state = AlertState::Retracted;
                 self.supersede(&alert, &[])?;
                 self.log(&alert, "alert retracted");
-                self.tell(rule, &alert, transition.instant, episode.last_value, false)
+                self.tell(rule, &alert, transition.instant, episode.last_value)
             }
         }
     }
@@ -162,7 +162,7 @@ impl Pipeline {
         (alert.latitude, alert.longitude) = self.position(&concerned.unit, episode.fired_at);
         alert.message = message(rule, &alert);
         self.log(&alert, "alert firing");
-        self.tell(rule, &alert, episode.fired_at, episode.last_value, false)
+        self.tell(rule, &alert, episode.fired_at, episode.last_value)
     }
 
     /// Brings the figures of a unit's firing alerts up to its newest readings; that is not told to anyone.
@@ -222,7 +222,6 @@ impl Pipeline {
         alert: &Alert,
         event_time: Timestamp,
         value: Option<f64>,
-        superseded: bool,
     ) -> Result<(), PipelineError> {
         let mut topics = vec![format!("coldchain/v1/{}/{}/alerts", alert.operator, alert.unit)];
         // A jurisdiction's topic is a regulator's: an exercise does not go there.
@@ -230,7 +229,7 @@ impl Pipeline {
             topics.push(format!("coldchain/v1/jurisdictions/{code}/alerts"));
         }
         self.ledger.put_alert(alert, rule.quantity.as_str())?;
-        self.ledger.tell(self.next_offset, Telling { alert, event_time, value, superseded }, &topics)?;
+        self.ledger.tell(self.next_offset, Telling { alert, event_time, value, superseded: false }, &topics)?;
         let offset = self.next_offset;
         self.count(offset, accounting::ALERTS_TOLD, alert.state.as_str(), 1);
         self.show(StreamEvent::Transition(alert.clone()));

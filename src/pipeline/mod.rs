@@ -26,6 +26,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
 
 use frostline_core::codec::{DeadLetterReason, Rejection};
+use frostline_core::hex;
 use frostline_core::model::{Kind, Name, Quality, Reading, Timestamp, UnitKey};
 use frostline_core::rules::{Engine, Transition};
 use tokio_util::sync::CancellationToken;
@@ -666,12 +667,4 @@ fn value_text(value: Option<f64>) -> String {
 /// Returns the accounting label of a route; messages that no route takes are accounted under `none`.
 fn route_label(route: &str) -> &str {
     if route.is_empty() { "none" } else { route }
-}
-
-fn hex(bytes: &[u8]) -> String {
-    use std::fmt::Write;
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes everything");
-        text
-    })
 }

@@ -1,7 +1,7 @@
 use sha2::{Digest, Sha256};
 
 use super::SeriesId;
-use super::rule::hex;
+use crate::hex;
 use crate::model::{Timestamp, UnitKey};
 
 /// The place of a rule in the list that the engine was given.

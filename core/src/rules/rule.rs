@@ -1,8 +1,7 @@
-use std::fmt::Write as _;
-
 use sha2::{Digest, Sha256};
 
 use super::Selector;
+use crate::hex;
 use crate::model::{Kind, Limits};
 
 /// Returns a value in millionths, the grain in which values and limits are compared.
@@ -240,12 +239,4 @@ pub fn leaves_something_clear(limits: Limits, hysteresis: f64) -> bool {
         (Some(low), Some(high)) => micro(low) + micro(hysteresis) <= micro(high) - micro(hysteresis),
         _ => true,
     }
-}
-
-/// Returns bytes as lower-case hex.
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    bytes.iter().fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("writing to a String cannot fail");
-        text
-    })
 }

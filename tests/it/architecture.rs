@@ -54,7 +54,7 @@ fn alerts_are_published_by_the_outbox_alone() {
 
 #[test]
 fn the_core_depends_on_nothing_that_has_a_clock_a_disk_or_a_network() {
-    let allowed = ["foldhash", "jiff", "serde", "serde_json", "sha2", "thiserror"];
+    let allowed = ["foldhash", "jiff", "postcard", "serde", "serde_json", "sha2", "thiserror"];
     for dependency in dependencies("core/Cargo.toml") {
         assert!(allowed.contains(&dependency.as_str()), "core depends on {dependency}");
     }

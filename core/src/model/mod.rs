@@ -7,5 +7,5 @@ mod timestamp;
 
 pub use name::{Name, NameError};
 pub use reading::{Kind, Quality, Reading, SeriesKey, UnitKey};
-pub use registry::{Consignment, Limits, Monitor, Operator, Profile, Registry, Sensor, Unit, UnitKind};
+pub use registry::{Consignment, Limits, Monitor, Operator, Profile, Registry, Sensor, Unit, UnitFacts, UnitKind};
 pub use timestamp::{Timestamp, TimestampError};

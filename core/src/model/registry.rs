@@ -95,6 +95,12 @@ pub struct Profile {
     pub record_transport_ms: Option<i64>,
     /// The longest permitted spacing of records while outside the limits.
     pub record_excursion_ms: Option<i64>,
+    /// How many people must be told of an excursion at least.
+    pub notify_at_least: Option<u32>,
+    /// Whether a loss of power must be told.
+    pub power_alarm: bool,
+    /// For how long records must be kept, as written.
+    pub retention: Option<String>,
     /// Where the figures come from.
     pub source: String,
     /// Whether somebody has compared the figures with the text of the standard.
@@ -209,31 +215,40 @@ impl Registry {
         self.sensors.get(unit)?.get(sensor)
     }
 
+    /// Returns what is known about one unit.
+    pub fn facts<'a>(&'a self, unit: &'a UnitKey) -> UnitFacts<'a> {
+        UnitFacts { unit, undated: self, dated: self }
+    }
+
     /// Returns the consignments in a unit at an instant.
     pub fn consignments_at(&self, unit: &UnitKey, at: Timestamp) -> impl Iterator<Item = &Consignment> {
         self.consignments.get(unit).into_iter().flatten().filter(move |consignment| consignment.is_in_force(at))
     }
 
     /// Returns the profiles in force in a unit at an instant: those of its consignments, without any the unit's own.
-    pub fn profiles_at(&self, unit: &UnitKey, at: Timestamp) -> Vec<&Profile> {
-        let of_goods: Vec<_> = self
-            .consignments_at(unit, at)
-            .filter_map(|consignment| self.profiles.get(consignment.profile.as_deref()?))
-            .collect();
-        if !of_goods.is_empty() {
-            return of_goods;
-        }
-        let own = self.units.get(unit).and_then(|unit| self.profiles.get(unit.profile.as_deref()?));
-        own.into_iter().collect()
+    pub fn profiles_at<'a>(&'a self, unit: &'a UnitKey, at: Timestamp) -> Vec<&'a Profile> {
+        self.facts(unit).profiles_at(at)
     }
 
     /// Returns whether a unit's readings count at an instant; an unregistered unit's always do.
     pub fn is_on_duty(&self, unit: &UnitKey, at: Timestamp) -> bool {
-        match self.units.get(unit).map(|unit| unit.monitor_at(at)) {
-            None | Some(Monitor::Always) => true,
-            Some(Monitor::Loaded) => self.consignments_at(unit, at).next().is_some(),
-            Some(Monitor::Off) => false,
-        }
+        self.facts(unit).is_on_duty(at)
+    }
+
+    /// Returns the earliest instant for which this registry says something else about the goods in a unit, or when it is
+    /// monitored, than `other` does; `None` where they agree.
+    pub fn first_dated_difference(&self, other: &Self, unit: &UnitKey) -> Option<Timestamp> {
+        let goods = |registry: &'_ Self| registry.consignments.get(unit).cloned().unwrap_or_default();
+        let monitor =
+            |registry: &'_ Self| registry.units.get(unit).map(|unit| unit.monitor.clone()).unwrap_or_default();
+        let differs_from = |a: &Self, b: &Self| {
+            let (goods_b, monitor_b) = (goods(b), monitor(b));
+            let goods = goods(a).into_iter().filter(move |of_a| !goods_b.contains(of_a)).map(|of_a| of_a.from);
+            goods
+                .chain(monitor(a).into_iter().filter(move |of_a| !monitor_b.contains(of_a)).map(|(from, _)| from))
+                .min()
+        };
+        differs_from(self, other).into_iter().chain(differs_from(other, self)).min()
     }
 
     /// Returns the instants at which duty, goods or profile of a unit may change, in order, each once.
@@ -245,5 +260,65 @@ impl Registry {
         instants.sort_unstable();
         instants.dedup();
         instants
+    }
+}
+
+/// What is known about one unit while one configuration is in force.
+///
+/// Goods and monitoring are dated: the newest registry tells them for all time, also what was entered late. Everything
+/// else holds as the configuration in force says it.
+#[derive(Clone, Copy, Debug)]
+pub struct UnitFacts<'a> {
+    /// Operator and unit.
+    pub unit: &'a UnitKey,
+    /// The registry of the configuration in force.
+    pub undated: &'a Registry,
+    /// The newest registry that has the unit.
+    pub dated: &'a Registry,
+}
+
+impl<'a> UnitFacts<'a> {
+    /// Returns the unit as it is registered, if it is.
+    pub fn registered(&self) -> Option<&'a Unit> {
+        self.undated.units.get(self.unit)
+    }
+
+    /// Returns whether it is storage or transport, where that is known.
+    pub fn kind(&self) -> Option<UnitKind> {
+        self.registered().map(|unit| unit.kind)
+    }
+
+    /// Returns the consignments in the unit at an instant.
+    pub fn consignments_at(&self, at: Timestamp) -> impl Iterator<Item = &'a Consignment> {
+        let consignments = self.dated.consignments.get(self.unit).into_iter().flatten();
+        consignments.filter(move |consignment| consignment.is_in_force(at))
+    }
+
+    /// Returns the profiles in force at an instant: those of the consignments, without any the unit's own.
+    pub fn profiles_at(&self, at: Timestamp) -> Vec<&'a Profile> {
+        // A profile may have been entered together with goods that are older than it.
+        let profile = |id: &str| self.undated.profiles.get(id).or_else(|| self.dated.profiles.get(id));
+        let of_goods: Vec<_> =
+            self.consignments_at(at).filter_map(|consignment| profile(consignment.profile.as_deref()?)).collect();
+        if !of_goods.is_empty() {
+            return of_goods;
+        }
+        self.registered().and_then(|unit| profile(unit.profile.as_deref()?)).into_iter().collect()
+    }
+
+    /// Returns whether readings count at an instant; those of an unregistered unit always do.
+    pub fn is_on_duty(&self, at: Timestamp) -> bool {
+        let Some(registered) = self.registered() else { return true };
+        // What is said without a date holds as long as the configuration that says it.
+        let is_dated = |(from, _): &&(Timestamp, Monitor)| *from > Timestamp::MIN;
+        let dated = self.dated.units.get(self.unit).into_iter().flat_map(|unit| &unit.monitor);
+        let dated = dated.rev().find(|entry| is_dated(entry) && entry.0 <= at);
+        let undated = registered.monitor.iter().find(|entry| !is_dated(entry));
+        let monitor = dated.or(undated).map_or(Monitor::default_of(registered.kind), |(_, monitor)| *monitor);
+        match monitor {
+            Monitor::Always => true,
+            Monitor::Loaded => self.consignments_at(at).next().is_some(),
+            Monitor::Off => false,
+        }
     }
 }

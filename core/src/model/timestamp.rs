@@ -1,10 +1,15 @@
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
+
 /// An instant: milliseconds since 1970-01-01T00:00:00Z.
 ///
 /// Which instant it is goes into the name of the variable that holds it: `event_time` (when measured), `received_at`
 /// (when the journal took it), `recorded_at` (when a decision was written).
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+///
+/// `serde` takes it as its milliseconds, which is what snapshots hold; files and answers for people write RFC 3339.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(transparent)]
 pub struct Timestamp(i64);
 
 /// Why a text is not an instant.

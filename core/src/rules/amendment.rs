@@ -89,18 +89,8 @@ mod tests {
     use crate::model::Timestamp;
 
     fn episode(start: i64, end: Option<i64>) -> Episode {
-        Episode {
-            started_at: Timestamp::from_millis(start),
-            fired_at: Timestamp::from_millis(start),
-            resolved_at: end.map(Timestamp::from_millis),
-            resolution: None,
-            extreme: None,
-            last_value: None,
-            limit_low: None,
-            limit_high: None,
-            excursion_ms: 0,
-            unmonitored_ms: 0,
-        }
+        let start = Timestamp::from_millis(start);
+        Episode { resolved_at: end.map(Timestamp::from_millis), ..Episode::new(start, start) }
     }
 
     fn told(start: i64, end: Option<i64>) -> OldEpisode {

@@ -14,13 +14,20 @@
 //! # Order
 //!
 //! [`Engine::observe`] takes readings newer than the newest of their series. An older one changes what the state was
-//! built from; whoever drives the engine judges that range again from its start.
+//! built from; whoever drives the engine judges the unit again, from a state before it. The same goes for a reading that
+//! is older than the newest that a rule over several series has seen: [`Timeliness`] tells.
+//!
+//! # Configurations
+//!
+//! Rules and registry change with time, in event time: each version of a rule judges the readings of its own term, and
+//! at the end of one term the engine ends what fires by it as it would at the end of duty. See [`Era`].
 //!
 //! # Deadlines
 //!
 //! A series has at most one current entry in a heap of deadlines. An entry may be too early, never too late: it is put
-//! off when it comes up. Telling waits until the series has been quiet for the settling time, so that a truck that
-//! uploads three days of readings in order does not fire and take back silence with each of them.
+//! off when it comes up. Telling waits besides until nothing has come from the series for a second, by the clock of
+//! arrival, so that a truck that uploads three days of readings in order does not fire and take back silence with each
+//! of them. That clock goes on where *now* is what readings say, and stands still with them.
 
 use std::cmp::Reverse;
 use std::collections::{BinaryHeap, HashMap};
@@ -28,12 +35,12 @@ use std::sync::Arc;
 
 use foldhash::fast::RandomState;
 
-use super::band::{Band, BandRule};
 use super::binding::Binding;
-use super::episode::{Change, Conclusion, Episode, Resolution, RetractionReason, RuleIndex, Transition};
-use super::silence::Silence;
+use super::episode::{Change, Conclusion, Episode, RetractionReason, RuleIndex, Transition};
+use super::era::{Era, Eras, Term};
+use super::slot::{FOREVER, Input, Method, SeriesView, State};
 use super::{Condition, Rule, SilenceScope, micro};
-use crate::model::{Kind, Reading, Registry, SeriesKey, Timestamp, UnitKey};
+use crate::model::{Kind, Reading, SeriesKey, Timestamp, UnitKey};
 
 /// The engine's own short name of a series, or of a unit for a rule about a whole unit; not stable across restarts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -72,17 +79,25 @@ pub struct FiringEpisode {
     pub episode: Episode,
 }
 
+/// Whether every rule could take a reading in where it stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[must_use]
+pub enum Timeliness {
+    /// All could.
+    InTime,
+    /// A rule over several series of the unit has seen a later instant: the unit is to be judged again from the reading
+    /// on.
+    LateForUnit,
+}
+
 /// Judges readings by rules; see the module's essay.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Engine {
-    pub(crate) rules: Arc<[Arc<Rule>]>,
-    /// The same rules in whole numbers; `None` for kinds that are not about a band.
-    bands: Vec<Option<BandRule>>,
-    registry: Arc<Registry>,
+    eras: Arc<Eras>,
+    /// The rules of the terms in whole numbers.
+    methods: Arc<[Method]>,
     /// How long a provisional conclusion waits before it is told.
     settle_ms: i64,
-    /// When the sensors of the registry were registered.
-    registered_at: Timestamp,
     /// Whether transitions into and out of pending are told.
     tells_pending: bool,
     pub(crate) units: Vec<UnitEntry>,
@@ -92,38 +107,39 @@ pub struct Engine {
     bindings: Vec<Binding>,
     binding_numbers: HashMap<Binding, u32, RandomState>,
     deadlines: BinaryHeap<Reverse<(Timestamp, SeriesId)>>,
+    /// Series that are due and not quiet for long enough, each once, with when they will be by the clock of arrival.
+    unquiet: BinaryHeap<Reverse<(Timestamp, SeriesId)>>,
+    /// The clock of arrival.
+    arrived_at: Timestamp,
     /// Reused, so that judging a reading allocates nothing.
     scratch: Scratch,
 }
 
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Scratch {
     actual: Vec<Conclusion>,
     told: Vec<Conclusion>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct UnitEntry {
     pub(crate) key: Arc<UnitKey>,
     /// For every rule the number of its binding, or [`NO_BINDING`].
     bindings: Box<[u32]>,
     sensors: HashMap<Arc<str>, Vec<SeriesId>, RandomState>,
     /// What rules about the whole unit see, where there are any.
-    whole: Option<SeriesId>,
+    pub(crate) whole: Option<SeriesId>,
+    /// The series with rules that a quantity of the unit suspends.
+    suspended: Vec<(Kind, SeriesId)>,
     /// Whether anything changed since the changed units were last asked for.
     pub(crate) is_changed: bool,
 }
 
-impl UnitEntry {
-    /// Returns what rules about the whole unit see, where there are any.
-    pub(crate) fn whole_series(&self) -> Option<SeriesId> {
-        self.whole
-    }
-}
-
 const NO_BINDING: u32 = u32::MAX;
+/// For how long nothing must have come from a series before what time makes of it is told: a backlog comes faster.
+const QUIET_MS: i64 = 1_000;
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Series {
     unit: u32,
     pub(crate) sensor: Option<Arc<str>>,
@@ -136,169 +152,78 @@ pub(crate) struct Series {
     pub(crate) last_value: f64,
     /// The newest reading with a value, before any the registration, else [`Timestamp::MIN`].
     pub(crate) alive_at: Timestamp,
-    /// What *now* was when the newest reading came.
+    /// When the newest reading came, by the clock of arrival.
     pub(crate) observed_at: Timestamp,
     /// The time of the current entry among the deadlines; [`Timestamp::MAX`] without one.
     scheduled: Timestamp,
+    /// Whether it is among those that are due and not quiet.
+    is_unquiet: bool,
     pub(crate) slots: Box<[Slot]>,
 }
 
 /// One rule for one series.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Slot {
     pub(crate) rule: RuleIndex,
     /// How many of the provisional conclusions have been told.
     pub(crate) told: u16,
     binding: u32,
-    /// How long a reading holds at most, by rule or sensor; 0 where that is the profile's to say.
-    max_gap_ms: i64,
-    /// For `range` and `state`: the episode that is pending or firing.
-    pub(crate) band: Option<Box<Band>>,
-}
-
-/// What concluding needs to know of a series besides the slot.
-#[derive(Clone, Copy)]
-struct SeriesView {
-    alive_at: Timestamp,
-    is_muted: bool,
-    last_value: Option<f64>,
+    pub(crate) state: State,
 }
 
 impl Series {
-    fn view(&self) -> SeriesView {
+    pub(crate) fn view(&self) -> SeriesView {
         let last_value = (!self.last_value.is_nan()).then_some(self.last_value);
-        SeriesView { alive_at: self.alive_at, is_muted: self.is_muted, last_value }
+        let Self { newest, alive_at, is_muted, .. } = *self;
+        SeriesView { newest, alive_at, last_value, is_muted }
     }
 }
 
 /// The part of the engine that does not change while it judges.
+#[derive(Clone, Copy)]
 struct Law<'a> {
-    rules: &'a [Arc<Rule>],
-    bands: &'a [Option<BandRule>],
+    methods: &'a [Method],
     bindings: &'a [Binding],
 }
 
-impl Law<'_> {
-    fn silence<'a>(&'a self, slot: &Slot, series: SeriesView) -> Silence<'a> {
-        Silence {
-            for_ms: self.rules[usize::from(slot.rule.0)].for_ms,
-            max_gap_ms: slot.own_max_gap_ms(),
-            binding: &self.bindings[slot.binding as usize],
-            alive_at: series.alive_at,
-            last_value: series.last_value,
-        }
+impl<'a> Law<'a> {
+    fn of(&self, slot: &Slot) -> (&'a Method, &'a Binding) {
+        (&self.methods[usize::from(slot.rule.0)], &self.bindings[slot.binding as usize])
     }
 
-    /// Tells what follows from the state by letting time pass until `until`.
     fn conclude(&self, slot: &Slot, series: SeriesView, until: Timestamp, out: &mut Vec<Conclusion>) {
-        match &self.bands[usize::from(slot.rule.0)] {
-            Some(rule) => {
-                let mut copy = slot.band.as_deref().copied();
-                rule.run(&mut copy, &self.bindings[slot.binding as usize], until, series.last_value, out);
-            }
-            None if series.is_muted || series.alive_at == Timestamp::MIN => {}
-            None => self.silence(slot, series).conclude(until, out),
-        }
-    }
-
-    /// Applies a reading to the state and tells what became true up to it and by it.
-    fn apply(
-        &self,
-        slot: &mut Slot,
-        series: SeriesView,
-        event_time: Timestamp,
-        value: Option<(f64, i64)>,
-        out: &mut Vec<Conclusion>,
-    ) {
-        match &self.bands[usize::from(slot.rule.0)] {
-            Some(rule) => {
-                let binding = &self.bindings[slot.binding as usize];
-                let max_gap_ms = slot.own_max_gap_ms();
-                let mut state = slot.band.as_deref().copied();
-                rule.run(&mut state, binding, event_time, series.last_value, out);
-                rule.look(&mut state, binding, event_time, value, max_gap_ms, out);
-                match (&mut slot.band, state) {
-                    (Some(band), Some(state)) => **band = state,
-                    (band, state) => *band = state.map(Box::new),
-                }
-            }
-            // A failed probe is as silent as before.
-            None if value.is_none() || series.alive_at == Timestamp::MIN => {}
-            None => self.silence(slot, series).conclude_at_reading(event_time, out),
-        }
+        let (method, binding) = self.of(slot);
+        method.conclude(&slot.state, binding, series, until, out);
     }
 
     /// Returns the episode that was told to have fired and not to have ended, if there is one.
     fn firing(&self, slot: &Slot, series: SeriesView) -> Option<Episode> {
         if slot.told > 0 {
             let mut told = Vec::new();
-            self.conclude(slot, series, Timestamp::MAX, &mut told);
+            self.conclude(slot, series, FOREVER, &mut told);
             told.truncate(usize::from(slot.told));
             return told.last().filter(|last| !last.is_resolution()).map(|last| last.episode);
         }
-        let rule = self.bands[usize::from(slot.rule.0)].as_ref()?;
-        let band = slot.band.as_ref()?;
-        rule.firing(band, &self.bindings[slot.binding as usize], series.last_value)
-    }
-
-    /// Tells what follows from the state until `at`, and that what is firing then ends there.
-    fn end(&self, slot: &Slot, series: SeriesView, at: Timestamp, resolution: Resolution, out: &mut Vec<Conclusion>) {
-        match &self.bands[usize::from(slot.rule.0)] {
-            Some(rule) => {
-                let mut copy = slot.band.as_deref().copied();
-                let binding = &self.bindings[slot.binding as usize];
-                rule.run(&mut copy, binding, at, series.last_value, out);
-                out.extend(copy.and_then(|band| rule.end(&band, binding, at, resolution, series.last_value)));
-            }
-            None => {
-                self.conclude(slot, series, at, out);
-                if let Some(last) = out.last().filter(|last| !last.is_resolution()) {
-                    let (resolved_at, resolution) = (Some(at), Some(resolution));
-                    let unmonitored_ms = at.millis_since(last.episode.started_at);
-                    let episode = Episode { resolved_at, resolution, unmonitored_ms, ..last.episode };
-                    out.push(Conclusion { instant: at, episode });
-                }
-            }
-        }
-    }
-
-    /// Returns an instant not after the first provisional conclusion that has not been told.
-    fn next_instant(&self, slot: &Slot, series: SeriesView, scratch: &mut Vec<Conclusion>) -> Option<Timestamp> {
-        let binding = &self.bindings[slot.binding as usize];
-        if self.bands[usize::from(slot.rule.0)].is_some() {
-            slot.band.as_ref()?;
-        } else if series.is_muted || series.alive_at == Timestamp::MIN {
-            return None;
-        } else if binding.is_constant() {
-            let max_gap_ms = slot.own_max_gap_ms().unwrap_or(binding.at(series.alive_at).max_gap_ms);
-            let for_ms = self.rules[usize::from(slot.rule.0)].for_ms;
-            return (slot.told == 0).then(|| series.alive_at.plus_millis(max_gap_ms).plus_millis(for_ms));
-        }
-        scratch.clear();
-        self.conclude(slot, series, Timestamp::MAX, scratch);
-        scratch.get(usize::from(slot.told)).map(|next| next.instant)
-    }
-}
-
-impl Slot {
-    fn own_max_gap_ms(&self) -> Option<i64> {
-        (self.max_gap_ms > 0).then_some(self.max_gap_ms)
+        let (method, binding) = self.of(slot);
+        method.firing(&slot.state, binding, series)
     }
 }
 
 impl Engine {
     /// Returns an engine without any reading.
     ///
-    /// Provisional conclusions are told `settle_ms` after they are true. `registered_at` is when the sensors of the
-    /// registry became known: one that is never seen is silent from then on.
-    pub fn new(rules: Arc<[Arc<Rule>]>, registry: Arc<Registry>, settle_ms: i64, registered_at: Timestamp) -> Self {
-        assert!(rules.len() < usize::from(u16::MAX), "no configuration has that many rules");
-        let mut engine = Self {
-            bands: rules.iter().map(|rule| BandRule::new(rule)).collect(),
-            rules,
-            registry: Arc::clone(&registry),
+    /// Provisional conclusions are told `settle_ms` after they are true.
+    pub fn new(first: Era, settle_ms: i64) -> Self {
+        let mut engine = Self::blank(Arc::new(Eras::new(first)), settle_ms);
+        engine.expect_registered_sensors();
+        engine
+    }
+
+    fn blank(eras: Arc<Eras>, settle_ms: i64) -> Self {
+        Self {
+            methods: eras.terms().iter().map(|term| Method::new(&term.rule)).collect(),
+            eras,
             settle_ms,
-            registered_at,
             tells_pending: false,
             units: Vec::new(),
             unit_numbers: HashMap::default(),
@@ -306,28 +231,42 @@ impl Engine {
             bindings: Vec::new(),
             binding_numbers: HashMap::default(),
             deadlines: BinaryHeap::new(),
+            unquiet: BinaryHeap::new(),
+            arrived_at: Timestamp::MIN,
             scratch: Scratch::default(),
-        };
-        engine.expect_registered_sensors(&registry);
-        engine
+        }
+    }
+
+    /// Returns an engine of the same configurations that knows only one unit, and no reading of it.
+    pub fn blank_for_unit(&self, unit: &UnitKey) -> Self {
+        let mut blank = Self::blank(Arc::clone(&self.eras), self.settle_ms);
+        blank.expect_sensors_of(unit);
+        blank
     }
 
     /// Creates the series whose silence is to be noticed although no reading of them may ever come.
-    fn expect_registered_sensors(&mut self, registry: &Registry) {
-        for (unit, sensors) in &registry.sensors {
-            let number = self.unit(unit);
-            for rule in Arc::clone(&self.rules).iter() {
-                if rule.condition != (Condition::Silence { scope: SilenceScope::Sensor }) {
-                    continue;
-                }
-                for sensor in sensors.keys() {
-                    let id = self.series_of_unit(number, sensor, rule.quantity);
-                    self.schedule(id);
-                }
+    fn expect_registered_sensors(&mut self) {
+        let eras = Arc::clone(&self.eras);
+        for unit in eras.newest_registry().sensors.keys() {
+            self.expect_sensors_of(unit);
+        }
+    }
+
+    fn expect_sensors_of(&mut self, unit: &UnitKey) {
+        let eras = Arc::clone(&self.eras);
+        let Some(sensors) = eras.newest_registry().sensors.get(unit) else { return };
+        let number = self.unit(unit);
+        for term in eras.terms() {
+            if term.rule.condition != (Condition::Silence { scope: SilenceScope::Sensor }) {
+                continue;
             }
-            if let Some(whole) = self.units[number as usize].whole {
-                self.schedule(whole);
+            for sensor in sensors.keys() {
+                let id = self.series_of_unit(number, sensor, term.rule.quantity);
+                self.schedule(id);
             }
+        }
+        if let Some(whole) = self.units[number as usize].whole {
+            self.schedule(whole);
         }
     }
 
@@ -336,14 +275,28 @@ impl Engine {
         self.tells_pending = tells_pending;
     }
 
-    /// Returns the rules that the engine judges by; a [`RuleIndex`] is a place in them.
-    pub fn rules(&self) -> &[Arc<Rule>] {
-        &self.rules
+    /// Returns the rule at an index; that of an ended version keeps its index.
+    pub fn rule(&self, index: RuleIndex) -> &Arc<Rule> {
+        &self.term(index).rule
     }
 
-    /// Returns the rule at an index.
-    pub fn rule(&self, index: RuleIndex) -> &Arc<Rule> {
-        &self.rules[usize::from(index.0)]
+    /// Returns whether some version of a rule has this id.
+    pub fn knows_rule(&self, id: &str) -> bool {
+        self.eras.terms().iter().any(|term| *term.rule.id == *id)
+    }
+
+    pub(crate) fn term(&self, index: RuleIndex) -> &Term {
+        &self.eras.terms()[usize::from(index.0)]
+    }
+
+    pub(crate) fn method(&self, index: RuleIndex) -> &Method {
+        &self.methods[usize::from(index.0)]
+    }
+
+    /// Returns the index of a rule's version that judges from an instant on.
+    pub(crate) fn rule_index(&self, version: &str, from: Timestamp) -> Option<RuleIndex> {
+        let is_it = |term: &Term| *term.rule.version == *version && term.from == from;
+        self.eras.terms().iter().position(is_it).map(|index| RuleIndex(index as u16))
     }
 
     /// Returns the short name of a series, which is the same at every call.
@@ -358,133 +311,272 @@ impl Engine {
         Subject { unit: &self.units[series.unit as usize].key, sensor: series.sensor.as_deref(), kind: series.kind }
     }
 
+    /// Returns the time of the newest reading of a series, if it has one.
+    pub fn newest(&self, id: SeriesId) -> Option<Timestamp> {
+        Some(self.series[id.0 as usize].newest).filter(|newest| *newest > Timestamp::MIN)
+    }
+
     /// Applies one reading, newer than the newest of its series, and appends the transitions it causes, in event-time
     /// order for each rule.
-    pub fn observe(&mut self, id: SeriesId, reading: &Reading, now: Timestamp, out: &mut Vec<Transition>) {
+    pub fn observe(
+        &mut self,
+        id: SeriesId,
+        reading: &Reading,
+        now: Timestamp,
+        out: &mut Vec<Transition>,
+    ) -> Timeliness {
+        let at = reading.event_time;
         let value = reading.value.map(|value| (value, micro(value)));
-        debug_assert!(reading.event_time > self.series[id.0 as usize].newest, "a late reading is not the engine's");
+        debug_assert!(at > self.series[id.0 as usize].newest, "a late reading is not the engine's");
         if self.series[id.0 as usize].newest == Timestamp::MIN {
             self.mute_siblings(id, out);
         }
-        self.observe_series(id, reading.event_time, value, now, out);
-        let unit = &mut self.units[self.series[id.0 as usize].unit as usize];
-        unit.is_changed = true;
-        // Any reading counts for the whole unit, also a failed one. One that is late for the unit is judged again.
-        if let Some(whole) = unit.whole
-            && reading.event_time > self.series[whole.0 as usize].newest
-        {
-            self.observe_series(whole, reading.event_time, Some((f64::NAN, 0)), now, out);
+        let mut timeliness = self.observe_own(id, at, value, now, out);
+        let unit = self.series[id.0 as usize].unit as usize;
+        self.units[unit].is_changed = true;
+        if self.units[unit].whole.is_some() || !self.units[unit].suspended.is_empty() {
+            timeliness = timeliness.and(self.observe_for_unit(id, at, value, now, out));
         }
+        timeliness
     }
 
-    fn observe_series(
+    /// Lets a reading be judged by the rules of its own series.
+    fn observe_own(
         &mut self,
         id: SeriesId,
-        event_time: Timestamp,
+        at: Timestamp,
         value: Option<(f64, i64)>,
         now: Timestamp,
         out: &mut Vec<Transition>,
-    ) {
-        let law = Law { rules: &self.rules, bands: &self.bands, bindings: &self.bindings };
-        let Scratch { actual, told } = &mut self.scratch;
+    ) -> Timeliness {
         let series = &mut self.series[id.0 as usize];
-        let mut slots = std::mem::take(&mut series.slots);
         let before = series.view();
-        series.newest = event_time;
-        series.observed_at = now;
+        series.newest = at;
+        series.observed_at = self.arrived_at;
         series.is_muted = false;
         if let Some((value, _)) = value {
             series.last_value = value;
-            series.alive_at = event_time;
+            // Off duty a reading says nothing, not even that more are to be expected of a sensor that nobody registered.
+            let is_on_duty = |slot: &Slot| self.bindings[slot.binding as usize].at(at).is_on_duty;
+            if series.alive_at > Timestamp::MIN || series.slots.first().is_none_or(is_on_duty) {
+                series.alive_at = at;
+            }
         }
+        let mut timeliness = Timeliness::InTime;
+        let mut slots = std::mem::take(&mut series.slots);
         let after = series.view();
+        let input = Input { at, sensor: None, value };
+        let mut is_quiet = true;
         for slot in &mut slots {
-            actual.clear();
-            told.clear();
-            if slot.told > 0 {
-                law.conclude(slot, before, now, told);
-                told.truncate(usize::from(slot.told));
-            }
-            let was_pending = pending_since(slot);
-            law.apply(slot, before, event_time, value, actual);
-            let mut emit = |instant, provisional, change| {
-                out.push(Transition { rule: slot.rule, series: id, instant, provisional, change });
-            };
-            if told.is_empty() {
-                for conclusion in &*actual {
-                    emit(conclusion.instant, false, change_of(conclusion));
-                }
-            } else if law.bands[usize::from(slot.rule.0)].is_none() && value.is_none() {
-                // A failed probe neither confirms a silence nor ends it.
-            } else {
-                let from_reading = actual.len();
-                law.conclude(slot, after, now, actual);
-                let confirmed = told.iter().zip(&*actual).take_while(|(told, true_now)| told.says_the_same(true_now));
-                let confirmed = confirmed.count();
-                let reason = if law.bands[usize::from(slot.rule.0)].is_some() {
-                    RetractionReason::Contradicted
-                } else {
-                    RetractionReason::Backlog
-                };
-                for (told, true_now) in told.iter().zip(&*actual).take(confirmed) {
-                    let as_told = Episode { last_value: told.episode.last_value, ..true_now.episode };
-                    if told.is_resolution() && told.episode != as_told {
-                        emit(true_now.instant, true, Change::Updated(true_now.episode));
-                    }
-                }
-                take_back(&told[confirmed..], reason, &mut emit);
-                for conclusion in &actual[confirmed.min(from_reading)..from_reading] {
-                    emit(conclusion.instant, false, change_of(conclusion));
-                }
-                slot.told = confirmed.saturating_sub(from_reading) as u16;
-            }
-            if self.tells_pending {
-                let is_pending = pending_since(slot);
-                if was_pending != is_pending {
-                    let has_fired = actual.iter().any(|c| was_pending == Some(c.episode.started_at));
-                    if let Some(since) = was_pending.filter(|_| !has_fired) {
-                        emit(event_time, false, Change::PendingEnded { since });
-                    }
-                    if let Some(since) = is_pending {
-                        emit(since, false, Change::Pending { since });
-                    }
-                }
+            let (method, binding) = Law { methods: &self.methods, bindings: &self.bindings }.of(slot);
+            if !method.stays_idle(&slot.state, binding, value) {
+                is_quiet = false;
+                timeliness = timeliness.and(self.observe_slot(id, slot, (before, after), input, now, out));
             }
         }
         self.series[id.0 as usize].slots = slots;
-        self.schedule(id);
+        if !is_quiet {
+            self.schedule(id);
+        }
+        timeliness
+    }
+
+    /// Lets a reading be judged by the rules of other series that look at it, and by those about the whole unit.
+    fn observe_for_unit(
+        &mut self,
+        id: SeriesId,
+        at: Timestamp,
+        value: Option<(f64, i64)>,
+        now: Timestamp,
+        out: &mut Vec<Transition>,
+    ) -> Timeliness {
+        let mut timeliness = Timeliness::InTime;
+        let Series { unit, sensor, kind, .. } = &self.series[id.0 as usize];
+        let (unit, kind, sensor) = (*unit as usize, *kind, sensor.clone());
+        let Some(sensor) = sensor.as_deref() else { return timeliness };
+        for index in 0..self.units[unit].suspended.len() {
+            let (quantity, follower) = self.units[unit].suspended[index];
+            if Some(quantity) != kind || follower == id {
+                continue;
+            }
+            let series = &mut self.series[follower.0 as usize];
+            series.observed_at = self.arrived_at;
+            let view = series.view();
+            let mut slots = std::mem::take(&mut series.slots);
+            for slot in &mut slots {
+                if matches!(self.rule(slot.rule).suspending_quantity(), Some(quantity) if Some(quantity) == kind) {
+                    let holds_until = self.holds_until(unit, slot.rule, sensor, at);
+                    let input = Input { at, sensor: Some((sensor, holds_until)), value };
+                    timeliness = timeliness.and(self.observe_slot(follower, slot, (view, view), input, now, out));
+                }
+            }
+            self.series[follower.0 as usize].slots = slots;
+            self.schedule(follower);
+        }
+        let Some(whole) = self.units[unit].whole else { return timeliness };
+        let series = &mut self.series[whole.0 as usize];
+        let before = series.view();
+        let is_newest = at > series.newest;
+        series.observed_at = self.arrived_at;
+        if is_newest {
+            // Any reading is a sign of life of the unit, also a failed one.
+            (series.newest, series.alive_at) = (at, at);
+        }
+        let is_late = at < before.newest;
+        let after = series.view();
+        let mut slots = std::mem::take(&mut series.slots);
+        for slot in &mut slots {
+            let rule = self.rule(slot.rule);
+            let is_looked_at = match self.method(slot.rule) {
+                Method::Silence { .. } => {
+                    if is_late {
+                        timeliness = Timeliness::LateForUnit;
+                    } else if is_newest {
+                        let input = Input { at, sensor: None, value: Some((f64::NAN, 0)) };
+                        timeliness = timeliness.and(self.observe_slot(whole, slot, (before, after), input, now, out));
+                    }
+                    continue;
+                }
+                Method::Suspended(_) => rule.suspending_quantity() == kind,
+                _ => Some(rule.quantity) == kind && rule.selector.matches_sensor(sensor),
+            };
+            if is_looked_at {
+                let holds_until = self.holds_until(unit, slot.rule, sensor, at);
+                let input = Input { at, sensor: Some((sensor, holds_until)), value };
+                timeliness = timeliness.and(self.observe_slot(whole, slot, (after, after), input, now, out));
+            }
+        }
+        self.series[whole.0 as usize].slots = slots;
+        self.schedule(whole);
+        timeliness
+    }
+
+    /// Returns until when a reading of some sensor of a unit holds at most for a rule over several series.
+    fn holds_until(&self, unit: usize, rule: RuleIndex, sensor: &str, read_at: Timestamp) -> Timestamp {
+        let UnitEntry { key, bindings, .. } = &self.units[unit];
+        let binding = &self.bindings[bindings[usize::from(rule.0)] as usize];
+        let of_rule = self.rule(rule).max_gap_ms;
+        let own_max_gap_ms = of_rule.or_else(|| self.eras.own_max_gap_ms(key, sensor, read_at));
+        binding.holds_until_by(read_at, own_max_gap_ms.unwrap_or(binding.at(read_at).max_gap_ms))
+    }
+
+    /// Lets one rule take a reading in: tells what became true, confirms or takes back what had been told.
+    fn observe_slot(
+        &mut self,
+        id: SeriesId,
+        slot: &mut Slot,
+        (before, after): (SeriesView, SeriesView),
+        input: Input<'_>,
+        now: Timestamp,
+        out: &mut Vec<Transition>,
+    ) -> Timeliness {
+        if input.at < slot.state.seen() {
+            return Timeliness::LateForUnit;
+        }
+        let law = Law { methods: &self.methods, bindings: &self.bindings };
+        let (method, binding) = law.of(slot);
+        let Scratch { actual, told } = &mut self.scratch;
+        actual.clear();
+        told.clear();
+        if slot.told > 0 {
+            law.conclude(slot, before, now, told);
+            told.truncate(usize::from(slot.told));
+        }
+        let was_pending = slot.state.pending_since();
+        method.apply(&mut slot.state, binding, before, input, actual);
+        let mut emit = |instant, provisional, change| {
+            out.push(Transition { rule: slot.rule, series: id, instant, provisional, change });
+        };
+        if told.is_empty() {
+            slot.told = 0;
+            for conclusion in &*actual {
+                emit(conclusion.instant, false, change_of(conclusion));
+            }
+        } else if matches!(method, Method::Silence { .. }) && input.value.is_none() {
+            // A failed probe neither confirms a silence nor ends it.
+        } else {
+            let from_reading = actual.len();
+            law.conclude(slot, after, now, actual);
+            let confirmed = told.iter().zip(&*actual).take_while(|(told, true_now)| told.says_the_same(true_now));
+            let confirmed = confirmed.count();
+            for (told, true_now) in told.iter().zip(&*actual).take(confirmed) {
+                let as_told = Episode { last_value: told.episode.last_value, ..true_now.episode };
+                if told.is_resolution() && told.episode != as_told {
+                    emit(true_now.instant, true, Change::Updated(true_now.episode));
+                }
+            }
+            take_back(&told[confirmed..], method.retraction_reason(), &mut emit);
+            for conclusion in &actual[confirmed.min(from_reading)..from_reading] {
+                emit(conclusion.instant, false, change_of(conclusion));
+            }
+            slot.told = confirmed.saturating_sub(from_reading) as u16;
+        }
+        if self.tells_pending {
+            let is_pending = slot.state.pending_since();
+            if was_pending != is_pending {
+                let has_fired = actual.iter().any(|c| was_pending == Some(c.episode.started_at));
+                if let Some(since) = was_pending.filter(|_| !has_fired) {
+                    emit(input.at, false, Change::PendingEnded { since });
+                }
+                if let Some(since) = is_pending {
+                    emit(since, false, Change::Pending { since });
+                }
+            }
+        }
+        Timeliness::InTime
     }
 
     /// Lets time pass until `now`, and appends the transitions that are true without a reading and have not been told.
     ///
     /// A spurious call does nothing.
     pub fn advance(&mut self, now: Timestamp, out: &mut Vec<Transition>) {
+        while let Some(Reverse((quiet_at, id))) = self.unquiet.peek().copied()
+            && quiet_at <= self.arrived_at
+        {
+            self.unquiet.pop();
+            self.series[id.0 as usize].is_unquiet = false;
+            self.schedule(id);
+        }
         while let Some(Reverse((deadline, id))) = self.deadlines.peek().copied()
             && deadline <= now
         {
             self.deadlines.pop();
             let series = &mut self.series[id.0 as usize];
             // Otherwise an earlier entry took its place.
-            if series.scheduled == deadline {
-                series.scheduled = Timestamp::MAX;
+            if series.scheduled != deadline {
+                continue;
+            }
+            series.scheduled = Timestamp::MAX;
+            let quiet_at = series.observed_at.plus_millis(self.settle_ms.min(QUIET_MS));
+            if quiet_at <= self.arrived_at || self.arrived_at == Timestamp::MIN {
                 self.tell(id, now, out);
                 self.schedule(id);
+            } else if !series.is_unquiet {
+                series.is_unquiet = true;
+                self.unquiet.push(Reverse((quiet_at, id)));
             }
         }
     }
 
-    /// Returns when [`Engine::advance`] should next be called, if ever; never too late.
+    /// Says what the clock of arrival shows. Who never says it is taken to have all readings together already.
+    pub fn arrive_at(&mut self, arrived_at: Timestamp) {
+        self.arrived_at = self.arrived_at.max(arrived_at);
+    }
+
+    /// Returns when [`Engine::advance`] should next be called, if ever, by the rules' *now*; never too late.
     pub fn next_deadline(&self) -> Option<Timestamp> {
         self.deadlines.peek().map(|Reverse((deadline, _))| *deadline)
     }
 
+    /// Returns when [`Engine::advance`] should next be called, if ever, by the clock of arrival.
+    pub fn next_quiet(&self) -> Option<Timestamp> {
+        self.unquiet.peek().map(|Reverse((quiet_at, _))| *quiet_at)
+    }
+
     fn tell(&mut self, id: SeriesId, now: Timestamp, out: &mut Vec<Transition>) {
-        let law = Law { rules: &self.rules, bands: &self.bands, bindings: &self.bindings };
+        let law = Law { methods: &self.methods, bindings: &self.bindings };
         let conclusions = &mut self.scratch.actual;
         let series = &mut self.series[id.0 as usize];
-        if series.observed_at.plus_millis(self.settle_ms) > now {
-            return;
-        }
         let view = series.view();
         for slot in &mut series.slots {
             conclusions.clear();
@@ -498,19 +590,30 @@ impl Engine {
         }
     }
 
+    /// Lets time pass until `now` for every series, however lately its newest reading was observed: what was told before
+    /// the unit was judged again is then told again.
+    pub(crate) fn tell_all(&mut self, now: Timestamp, out: &mut Vec<Transition>) {
+        for number in 0..self.series.len() {
+            let id = SeriesId(number as u32);
+            self.tell(id, now, out);
+            self.schedule(id);
+        }
+    }
+
     /// Enters the series among the deadlines where it has none, or an earlier one than it is entered with.
     pub(crate) fn schedule(&mut self, id: SeriesId) {
-        let law = Law { rules: &self.rules, bands: &self.bands, bindings: &self.bindings };
+        let law = Law { methods: &self.methods, bindings: &self.bindings };
         let series = &mut self.series[id.0 as usize];
         let view = series.view();
         let mut next: Option<Timestamp> = None;
         for slot in &series.slots {
-            let instant = law.next_instant(slot, view, &mut self.scratch.told);
+            let (method, binding) = law.of(slot);
+            let instant = method.next_instant(&slot.state, binding, view, slot.told, &mut self.scratch.told);
             next = next.into_iter().chain(instant).min();
         }
         if let Some(next) = next {
-            let deadline = next.max(series.observed_at).plus_millis(self.settle_ms);
-            if deadline < series.scheduled {
+            let deadline = next.plus_millis(self.settle_ms);
+            if deadline < series.scheduled && !series.is_unquiet {
                 series.scheduled = deadline;
                 self.deadlines.push(Reverse((deadline, id)));
             }
@@ -526,7 +629,7 @@ impl Engine {
         if siblings.len() == 1 {
             return;
         }
-        let law = Law { rules: &self.rules, bands: &self.bands, bindings: &self.bindings };
+        let law = Law { methods: &self.methods, bindings: &self.bindings };
         for sibling in siblings.iter().filter(|sibling| **sibling != id) {
             let series = &mut self.series[sibling.0 as usize];
             if series.newest != Timestamp::MIN || series.is_muted {
@@ -537,7 +640,7 @@ impl Engine {
             for slot in &mut series.slots {
                 let told = &mut self.scratch.told;
                 told.clear();
-                law.conclude(slot, view, Timestamp::MAX, told);
+                law.conclude(slot, view, FOREVER, told);
                 told.truncate(usize::from(std::mem::take(&mut slot.told)));
                 take_back(told, RetractionReason::Backlog, &mut |instant, provisional, change| {
                     out.push(Transition { rule: slot.rule, series: *sibling, instant, provisional, change });
@@ -552,7 +655,7 @@ impl Engine {
         let of_series = |id: SeriesId| {
             let slots = self.series[id.0 as usize].slots.iter();
             slots.filter_map(move |slot| {
-                let since = pending_since(slot).filter(|_| slot.told == 0)?;
+                let since = slot.state.pending_since().filter(|_| slot.told == 0)?;
                 Some(PendingEpisode { rule: slot.rule, series: id, since })
             })
         };
@@ -563,7 +666,7 @@ impl Engine {
     /// newest readings make them.
     pub fn firing(&self, unit: &UnitKey) -> Vec<FiringEpisode> {
         let ids = self.known_unit(unit).map(|number| self.series_ids(number)).unwrap_or_default();
-        let law = Law { rules: &self.rules, bands: &self.bands, bindings: &self.bindings };
+        let law = Law { methods: &self.methods, bindings: &self.bindings };
         let mut firing = Vec::new();
         for series in ids {
             let view = self.series[series.0 as usize].view();
@@ -589,92 +692,167 @@ impl Engine {
         changed.collect()
     }
 
-    /// Goes over to other rules or another registry at the instant `at`, and appends what begins by that.
+    /// Takes the first configuration to have been loaded earlier than was thought, where readings bring the time and an
+    /// older one has come. The units with registered sensors are to be judged again, from before their first reading.
+    pub fn begin_at(&mut self, at: Timestamp) {
+        Arc::make_mut(&mut self.eras).begin_at(at);
+    }
+
+    /// Goes over to another configuration at the instant at which it was loaded.
     ///
-    /// What ends by it is to be told before, by [`Engine::end_rules_not_in`]: the rules and short names in transitions
-    /// are those of the engine that makes them. A rule of which the same version goes on keeps its state; a new version
-    /// starts inactive, with the reading then held as its first reading.
-    pub fn reconfigure(
-        self,
-        rules: Arc<[Arc<Rule>]>,
-        registry: Arc<Registry>,
-        settle_ms: i64,
-        at: Timestamp,
-        out: &mut Vec<Transition>,
-    ) -> Self {
-        let mut next = Self::new(rules, registry, settle_ms, at);
-        next.tells_pending = self.tells_pending;
-        for unit in &self.units {
-            let state = self.snapshot_unit(&unit.key).expect("the unit is one of this engine");
-            next.restore_unit(&unit.key, &state).expect("a snapshot just taken is whole and of this version");
+    /// Short names stay, and a rule of which the same version goes on keeps its state. What ends by the change is told
+    /// as time passes, like everything that no reading causes.
+    pub fn reconfigure(&mut self, era: Era, settle_ms: i64) {
+        let eras = Arc::make_mut(&mut self.eras);
+        eras.push(era);
+        self.methods = eras.terms().iter().map(|term| Method::new(&term.rule)).collect();
+        self.settle_ms = settle_ms;
+        self.bindings.clear();
+        self.binding_numbers.clear();
+        self.deadlines.clear();
+        self.unquiet.clear();
+        for number in 0..self.units.len() as u32 {
+            self.rebind_unit(number);
         }
-        next.begin_rules_not_in(&self.rules, at, out);
-        for unit in &mut next.units {
-            unit.is_changed = true;
-        }
-        next
+        self.expect_registered_sensors();
     }
 
-    /// Ends every rule that has no equal among `rules` at the instant `at`, and appends what resolves by that.
-    pub fn end_rules_not_in(&mut self, rules: &[Arc<Rule>], at: Timestamp, out: &mut Vec<Transition>) {
-        let law = Law { rules: &self.rules, bands: &self.bands, bindings: &self.bindings };
-        let conclusions = &mut self.scratch.actual;
-        for (number, series) in self.series.iter_mut().enumerate() {
-            let view = series.view();
-            for slot in &mut series.slots {
-                let rule = &law.rules[usize::from(slot.rule.0)];
-                if rules.iter().any(|other| other.version == rule.version) {
-                    continue;
-                }
-                let has_successor = rules.iter().any(|other| other.id == rule.id);
-                let resolution = if has_successor { Resolution::RuleChanged } else { Resolution::RuleRemoved };
-                conclusions.clear();
-                law.end(slot, view, at, resolution, conclusions);
-                for conclusion in conclusions.iter().skip(usize::from(slot.told)) {
-                    let (series, change) = (SeriesId(number as u32), change_of(conclusion));
-                    let instant = conclusion.instant;
-                    out.push(Transition { rule: slot.rule, series, instant, provisional: false, change });
-                }
-                (slot.band, slot.told) = (None, 0);
+    /// Works out anew what the rules mean for a unit, keeping the state of those that go on.
+    fn rebind_unit(&mut self, number: u32) {
+        let key = Arc::clone(&self.units[number as usize].key);
+        let bindings = self.bindings_of(&key);
+        let unit = &mut self.units[number as usize];
+        (unit.bindings, unit.is_changed) = (bindings, true);
+        unit.suspended.clear();
+        self.add_whole(number);
+        for id in self.series_ids(number) {
+            let sensor = self.series[id.0 as usize].sensor.clone();
+            let Series { kind, newest, .. } = self.series[id.0 as usize];
+            let slots = self.slots(number, sensor.as_deref().zip(kind), newest);
+            let series = &mut self.series[id.0 as usize];
+            (series.scheduled, series.is_unquiet) = (Timestamp::MAX, false);
+            let mut old = std::mem::take(&mut series.slots).into_vec();
+            let goes_on = |slot: &Slot, old: &mut Vec<Slot>| {
+                let position = old.iter().position(|old| old.rule == slot.rule)?;
+                Some(old.swap_remove(position))
+            };
+            let taken_over = slots.into_vec().into_iter().map(|slot| match goes_on(&slot, &mut old) {
+                Some(known) => Slot { binding: slot.binding, ..known },
+                None => self.with_what_holds(number, slot),
+            });
+            let slots: Box<[Slot]> = taken_over.collect();
+            let series = &mut self.series[id.0 as usize];
+            series.slots = slots;
+            if series.newest == Timestamp::MIN && series.alive_at == Timestamp::MIN {
+                let known_since = match &sensor {
+                    Some(sensor) => self.eras.registered_at(&key, sensor),
+                    None => self.eras.unit_registered_at(&key),
+                };
+                series.alive_at = known_since.unwrap_or(Timestamp::MIN);
             }
+            self.note_suspended(number, id);
+            self.schedule(id);
         }
     }
 
-    fn begin_rules_not_in(&mut self, rules: &[Arc<Rule>], at: Timestamp, out: &mut Vec<Transition>) {
-        let law = Law { rules: &self.rules, bands: &self.bands, bindings: &self.bindings };
-        let conclusions = &mut self.scratch.actual;
-        for (number, series) in self.series.iter_mut().enumerate() {
-            // Only a reading with a value holds.
-            if series.newest == Timestamp::MIN || series.newest != series.alive_at {
+    /// Gives rules over several series that were not there when a unit's state was saved what its series hold.
+    pub(crate) fn complete_unit(&mut self, number: u32, restored: &[(SeriesId, RuleIndex)]) {
+        self.hear_unit(number);
+        for id in self.series_ids(number) {
+            let mut slots = std::mem::take(&mut self.series[id.0 as usize].slots).into_vec();
+            for slot in &mut slots {
+                if !restored.contains(&(id, slot.rule)) {
+                    let blank = Slot { state: self.method(slot.rule).initial(), ..slot.clone() };
+                    *slot = self.with_what_holds(number, blank);
+                }
+            }
+            self.series[id.0 as usize].slots = slots.into();
+        }
+    }
+
+    /// Lets what stands for the whole unit hear what its series have heard.
+    fn hear_unit(&mut self, number: u32) {
+        let unit = &self.units[number as usize];
+        let Some(whole) = unit.whole else { return };
+        let of_unit = unit.sensors.values().flatten();
+        let newest = of_unit.map(|id| self.series[id.0 as usize].newest).max().unwrap_or(Timestamp::MIN);
+        let series = &mut self.series[whole.0 as usize];
+        if newest > series.newest {
+            (series.newest, series.alive_at) = (newest, newest);
+        }
+    }
+
+    /// Gives a new rule over several series what the unit's series hold already.
+    fn with_what_holds(&self, unit: u32, mut slot: Slot) -> Slot {
+        if !matches!(slot.state, State::Suspended(_) | State::Disagreement(_)) {
+            return slot;
+        }
+        if let Some(State::Suspended(of_unit)) = self.state_of_whole(unit, slot.rule) {
+            slot.state = State::Suspended(of_unit.clone());
+            return slot;
+        }
+        let binding = &self.bindings[slot.binding as usize];
+        let rule = self.rule(slot.rule);
+        for id in self.series_ids(unit) {
+            let series = &self.series[id.0 as usize];
+            let Some(sensor) = &series.sensor else { continue };
+            let read_at = series.newest;
+            if read_at == Timestamp::MIN || read_at != series.alive_at || !binding.at(read_at).counts() {
                 continue;
             }
-            let value = Some((series.last_value, micro(series.last_value)));
-            for slot in &mut series.slots {
-                let Some(rule) = law.bands[usize::from(slot.rule.0)] else { continue };
-                if rules.iter().any(|other| other.version == law.rules[usize::from(slot.rule.0)].version) {
-                    continue;
+            let held = (micro(series.last_value), self.holds_until(unit as usize, slot.rule, sensor, read_at));
+            match (self.method(slot.rule), &mut slot.state) {
+                (Method::Suspended(method), State::Suspended(state)) if rule.suspending_quantity() == series.kind => {
+                    method.begin_with(state, read_at, sensor, held);
                 }
-                let binding = &law.bindings[slot.binding as usize];
-                let max_gap_ms = slot.own_max_gap_ms().unwrap_or(binding.at(series.newest).max_gap_ms);
-                let begins_at = series.newest.max(at);
-                let holds_ms = series.newest.plus_millis(max_gap_ms).millis_since(begins_at);
-                if holds_ms <= 0 {
-                    continue;
+                (Method::Disagreement(_), State::Disagreement(state))
+                    if series.kind == Some(rule.quantity) && rule.selector.matches_sensor(sensor) =>
+                {
+                    state.begin_with(read_at, sensor, held.0, held.1);
                 }
-                conclusions.clear();
-                let mut state = None;
-                rule.look(&mut state, binding, begins_at, value, Some(holds_ms), conclusions);
-                slot.band = state.map(Box::new);
-                for conclusion in &*conclusions {
-                    let (series, change) = (SeriesId(number as u32), change_of(conclusion));
-                    let instant = conclusion.instant;
-                    out.push(Transition { rule: slot.rule, series, instant, provisional: false, change });
-                }
+                _ => {}
             }
         }
-        for number in 0..self.series.len() {
-            self.schedule(SeriesId(number as u32));
+        slot
+    }
+
+    /// Returns where a rule stands with the whole unit. What suspends a rule is kept there too, for series to come.
+    fn state_of_whole(&self, unit: u32, rule: RuleIndex) -> Option<&State> {
+        let whole = &self.series[self.units[unit as usize].whole?.0 as usize];
+        whole.slots.iter().find(|slot| slot.rule == rule).map(|slot| &slot.state)
+    }
+
+    /// Takes over the state of a unit from an engine that has judged it again.
+    pub fn replace_unit(&mut self, unit: &UnitKey, from: &Self) {
+        let state = from.snapshot_unit(unit).expect("the unit was judged");
+        let number = self.unit(unit);
+        let mut observed_at = Vec::new();
+        for id in self.series_ids(number) {
+            let series = &mut self.series[id.0 as usize];
+            observed_at.push((id, series.observed_at));
+            for slot in &mut series.slots {
+                (slot.told, slot.state) = (0, self.methods[usize::from(slot.rule.0)].initial());
+            }
         }
+        self.restore_unit(unit, &state).expect("a snapshot just taken is whole and of this version");
+        // Judging again is no arrival.
+        for (id, observed_at) in observed_at {
+            self.series[id.0 as usize].observed_at = observed_at;
+        }
+        self.units[number as usize].is_changed = true;
+    }
+
+    /// Returns, for every rule and series of a unit, the earliest start that an episode can have which the readings so
+    /// far do not settle.
+    pub fn unsettled_from(&self, unit: &UnitKey) -> Vec<(RuleIndex, SeriesId, Timestamp)> {
+        let Some(number) = self.known_unit(unit) else { return Vec::new() };
+        let of_series = |id: SeriesId| {
+            let series = &self.series[id.0 as usize];
+            let of_slot =
+                move |slot: &Slot| (slot.rule, id, self.method(slot.rule).unsettled_from(&slot.state, series.view()));
+            series.slots.iter().map(of_slot)
+        };
+        self.series_ids(number).into_iter().flat_map(of_series).collect()
     }
 
     /// Returns the number of a unit, new or known.
@@ -684,31 +862,29 @@ impl Engine {
         }
         let number = self.units.len() as u32;
         let key = Arc::new(key.clone());
-        let rules = Arc::clone(&self.rules);
-        let bindings = rules.iter().map(|rule| match Binding::new(rule, &self.registry, &key) {
-            Some(binding) => {
-                let next = self.bindings.len() as u32;
-                *self.binding_numbers.entry(binding).or_insert_with_key(|binding| {
-                    self.bindings.push(binding.clone());
-                    next
-                })
-            }
-            None => NO_BINDING,
-        });
-        let bindings = bindings.collect();
+        let bindings = self.bindings_of(&key);
         self.unit_numbers.insert(Arc::clone(&key), number);
-        let sensors = HashMap::default();
-        let has_registered_sensors = self.registry.sensors.contains_key(&key);
-        self.units.push(UnitEntry { key, bindings, sensors, whole: None, is_changed: false });
-        let slots = self.slots(number, |rule| rule.is_about_unit().then_some(rule.max_gap_ms));
-        if !slots.is_empty() {
-            let id = self.add_series(number, None, None, slots);
-            if has_registered_sensors {
-                self.series[id.0 as usize].alive_at = self.registered_at;
-            }
-            self.units[number as usize].whole = Some(id);
-        }
+        let (sensors, suspended) = (HashMap::default(), Vec::new());
+        self.units.push(UnitEntry { key, bindings, sensors, whole: None, suspended, is_changed: false });
+        self.add_whole(number);
         number
+    }
+
+    /// Adds what rules about the whole unit see, where there are any and it is not there.
+    fn add_whole(&mut self, number: u32) {
+        if self.units[number as usize].whole.is_some() {
+            return;
+        }
+        let slots = self.slots(number, None, Timestamp::MIN);
+        if slots.is_empty() {
+            return;
+        }
+        let slots = slots.into_iter().map(|slot| self.with_what_holds(number, slot)).collect();
+        let id = self.add_series(number, None, None, slots);
+        let known_since = self.eras.unit_registered_at(&self.units[number as usize].key);
+        self.series[id.0 as usize].alive_at = known_since.unwrap_or(Timestamp::MIN);
+        self.units[number as usize].whole = Some(id);
+        self.hear_unit(number);
     }
 
     /// Returns the short name of a series of a unit, new or known.
@@ -720,30 +896,91 @@ impl Engine {
             return *id;
         }
         let sensor = known.map_or_else(|| Arc::from(sensor), |(name, _)| Arc::clone(name));
-        let registered = self.registry.sensor(&unit.key, &sensor);
-        let is_registered = registered.is_some();
-        let sensor_max_gap_ms = registered.and_then(|sensor| sensor.max_gap_ms);
-        let slots = self.slots(number, |rule| {
-            let concerns = !rule.is_about_unit() && rule.quantity == kind && rule.selector.matches_sensor(&sensor);
-            concerns.then_some(rule.max_gap_ms.or(sensor_max_gap_ms))
-        });
+        let key = Arc::clone(&unit.key);
+        let slots = self.slots(number, Some((&sensor, kind)), Timestamp::MIN);
         let id = self.add_series(number, Some(Arc::clone(&sensor)), Some(kind), slots);
-        if is_registered {
-            self.series[id.0 as usize].alive_at = self.registered_at;
-        }
+        self.series[id.0 as usize].alive_at = self.eras.registered_at(&key, &sensor).unwrap_or(Timestamp::MIN);
+        let siblings = self.units[number as usize].sensors.get(&sensor).into_iter().flatten();
+        let is_seen = |sibling: &SeriesId| self.series[sibling.0 as usize].newest > Timestamp::MIN;
+        self.series[id.0 as usize].is_muted = siblings.into_iter().any(is_seen);
         self.units[number as usize].sensors.entry(sensor).or_default().push(id);
+        self.note_suspended(number, id);
+        self.take_over_suspensions(number, id);
         id
     }
 
-    /// Returns a slot for each rule that is bound to the unit and that `concerns` accepts, with the gap it gives.
-    fn slots(&self, unit: u32, concerns: impl Fn(&Rule) -> Option<Option<i64>>) -> Box<[Slot]> {
-        let bound = self.rules.iter().zip(&self.units[unit as usize].bindings).enumerate();
-        let slots = bound.filter(|(_, (_, binding))| **binding != NO_BINDING).filter_map(|(index, (rule, binding))| {
-            let max_gap_ms = concerns(rule)?.unwrap_or(0);
-            let rule = RuleIndex(index as u16);
-            Some(Slot { rule, told: 0, binding: *binding, max_gap_ms, band: None })
-        });
-        slots.collect()
+    /// Lets the rules of a new series know what suspends them already.
+    fn take_over_suspensions(&mut self, unit: u32, id: SeriesId) {
+        let Some(whole) = self.units[unit as usize].whole else { return };
+        let mut slots = std::mem::take(&mut self.series[id.0 as usize].slots);
+        for slot in slots.iter_mut().filter(|slot| matches!(slot.state, State::Suspended(_))) {
+            let of_unit = self.series[whole.0 as usize].slots.iter().find(|of_unit| of_unit.rule == slot.rule);
+            if let Some(of_unit) = of_unit {
+                slot.state = of_unit.state.clone();
+            }
+        }
+        self.series[id.0 as usize].slots = slots;
+    }
+
+    fn note_suspended(&mut self, unit: u32, id: SeriesId) {
+        if self.units[unit as usize].whole == Some(id) {
+            // It hears all of the unit anyway.
+            return;
+        }
+        let quantities = self.series[id.0 as usize].slots.iter().map(|slot| self.rule(slot.rule).suspending_quantity());
+        let mut quantities: Vec<_> = quantities.flatten().collect();
+        quantities.sort_unstable();
+        quantities.dedup();
+        self.units[unit as usize].suspended.extend(quantities.into_iter().map(|quantity| (quantity, id)));
+    }
+
+    /// Returns for every rule the number of its binding to a unit.
+    fn bindings_of(&mut self, unit: &UnitKey) -> Box<[u32]> {
+        let eras = Arc::clone(&self.eras);
+        let bindings = eras.terms().iter().map(|term| self.binding_number(Binding::new(term, &eras, unit, None)));
+        bindings.collect()
+    }
+
+    fn binding_number(&mut self, binding: Option<Binding>) -> u32 {
+        let Some(binding) = binding else { return NO_BINDING };
+        if let Some(number) = self.binding_numbers.get(&binding) {
+            return *number;
+        }
+        let number = self.bindings.len() as u32;
+        self.bindings.push(binding.clone());
+        self.binding_numbers.insert(binding, number);
+        number
+    }
+
+    /// Returns a slot for each rule that concerns a series of a unit, or the whole unit, and has not ended for good by
+    /// its `newest` reading.
+    fn slots(&mut self, unit: u32, series: Option<(&str, Kind)>, newest: Timestamp) -> Box<[Slot]> {
+        let eras = Arc::clone(&self.eras);
+        let key = Arc::clone(&self.units[unit as usize].key);
+        let mut slots = Vec::new();
+        for (index, term) in eras.terms().iter().enumerate() {
+            let mut binding = self.units[unit as usize].bindings[index];
+            let rule = &term.rule;
+            let concerns = match series {
+                Some((sensor, kind)) => {
+                    !rule.is_about_unit() && rule.quantity == kind && rule.selector.matches_sensor(sensor)
+                }
+                // What suspends a rule is followed for the unit too, for sensors that are still to come.
+                None => rule.is_about_unit() || rule.suspending_quantity().is_some(),
+            };
+            if binding == NO_BINDING || !concerns || term.to <= newest {
+                continue;
+            }
+            if let Some((sensor, _)) = series
+                && rule.max_gap_ms.is_none()
+                && eras.has_own_max_gap(&key, sensor)
+            {
+                binding = self.binding_number(Binding::new(term, &eras, &key, Some(sensor)));
+            }
+            let state = self.methods[index].initial();
+            slots.push(Slot { rule: RuleIndex(index as u16), told: 0, binding, state });
+        }
+        slots.into()
     }
 
     fn add_series(&mut self, unit: u32, sensor: Option<Arc<str>>, kind: Option<Kind>, slots: Box<[Slot]>) -> SeriesId {
@@ -758,6 +995,7 @@ impl Engine {
             alive_at: Timestamp::MIN,
             observed_at: Timestamp::MIN,
             scheduled: Timestamp::MAX,
+            is_unquiet: false,
             slots,
         });
         id
@@ -777,8 +1015,10 @@ impl Engine {
     }
 }
 
-fn pending_since(slot: &Slot) -> Option<Timestamp> {
-    slot.band.as_ref().filter(|band| band.fired_at.is_none()).map(|band| band.started_at)
+impl Timeliness {
+    fn and(self, other: Self) -> Self {
+        if self == Self::InTime { other } else { self }
+    }
 }
 
 fn change_of(conclusion: &Conclusion) -> Change {

@@ -1,6 +1,7 @@
 use sha2::{Digest, Sha256};
 
 use super::SeriesId;
+use super::binding::Binding;
 use crate::hex;
 use crate::model::{Timestamp, UnitKey};
 
@@ -22,6 +23,11 @@ pub enum Resolution {
 }
 
 impl Resolution {
+    /// Returns the resolution with this word, if there is one.
+    pub fn from_word(word: &str) -> Option<Self> {
+        [Self::Cleared, Self::OffDuty, Self::RuleChanged, Self::RuleRemoved].into_iter().find(|it| it.as_str() == word)
+    }
+
     /// Returns the word used in alerts.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -75,6 +81,32 @@ pub struct Episode {
     pub excursion_ms: i64,
     /// The rest of it.
     pub unmonitored_ms: i64,
+    /// How much of the time before it fired did not count, because the rule was suspended.
+    pub suspended_ms: i64,
+}
+
+impl Episode {
+    /// Returns an episode of which no more is known than its beginning.
+    pub(crate) const fn new(started_at: Timestamp, fired_at: Timestamp) -> Self {
+        Self {
+            started_at,
+            fired_at,
+            resolved_at: None,
+            resolution: None,
+            extreme: None,
+            last_value: None,
+            limit_low: None,
+            limit_high: None,
+            excursion_ms: 0,
+            unmonitored_ms: 0,
+            suspended_ms: 0,
+        }
+    }
+
+    /// Returns the episode as one that has ended.
+    pub(crate) fn ended(self, at: Timestamp, resolution: Resolution) -> Self {
+        Self { resolved_at: Some(at), resolution: Some(resolution), ..self }
+    }
 }
 
 /// One change of state of one rule for one series.
@@ -136,6 +168,23 @@ impl Conclusion {
 
     pub(crate) fn is_resolution(&self) -> bool {
         self.episode.resolved_at.is_some()
+    }
+}
+
+/// What every state machine is given besides its state.
+pub(crate) struct Telling<'a> {
+    /// What the rule means for the unit.
+    pub(crate) binding: &'a Binding,
+    /// The value to show as the last one.
+    pub(crate) last_value: Option<f64>,
+    /// Takes what becomes true.
+    pub(crate) out: &'a mut Vec<Conclusion>,
+}
+
+impl Telling<'_> {
+    pub(crate) fn tell(&mut self, instant: Timestamp, episode: Episode) {
+        let episode = Episode { last_value: self.last_value, ..episode };
+        self.out.push(Conclusion { instant, episode });
     }
 }
 

@@ -1,4 +1,4 @@
-use crate::model::{Registry, Timestamp, UnitKey, UnitKind};
+use crate::model::{Profile, Timestamp, UnitFacts, UnitKind};
 
 /// Where a rule applies: every key that is given must match, and one whose value is not known does not.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -11,6 +11,8 @@ pub struct Selector {
     pub jurisdiction: Option<String>,
     /// The categories of which a profile in force has one.
     pub category: Option<Vec<String>>,
+    /// Globs over the names of profiles, of which one in force fits one.
+    pub profile: Option<Vec<String>>,
     /// A glob over the unit's name.
     pub unit: Option<String>,
     /// A glob over the sensor's name.
@@ -20,33 +22,29 @@ pub struct Selector {
 }
 
 impl Selector {
-    /// Returns whether the rule concerns a unit at all, as far as that cannot change.
-    pub(crate) fn matches_unit(&self, registry: &Registry, key: &UnitKey) -> bool {
-        let unit = registry.units.get(key);
+    /// Returns whether the rule concerns a unit at an instant, by what is known of the unit then.
+    pub fn matches_unit(&self, facts: &UnitFacts<'_>, at: Timestamp) -> bool {
+        let unit = facts.registered();
         let jurisdiction = unit.and_then(|unit| unit.jurisdiction.as_deref());
-        self.operator.as_ref().is_none_or(|operator| operator == key.operator.as_str())
-            && self.unit.as_ref().is_none_or(|glob| glob_matches(glob, key.unit.as_str()))
+        let has_prefix = |prefix: &String| jurisdiction.is_some_and(|code| code.starts_with(prefix.as_str()));
+        self.operator.as_ref().is_none_or(|operator| operator == facts.unit.operator.as_str())
+            && self.unit.as_ref().is_none_or(|glob| glob_matches(glob, facts.unit.unit.as_str()))
             && self.unit_kind.is_none_or(|kind| unit.is_some_and(|unit| unit.kind == kind))
-            && self
-                .jurisdiction
-                .as_ref()
-                .is_none_or(|prefix| jurisdiction.is_some_and(|code| code.starts_with(prefix.as_str())))
+            && self.jurisdiction.as_ref().is_none_or(has_prefix)
+            && self.loaded.is_none_or(|wanted| unit.is_some() && facts.consignments_at(at).next().is_some() == wanted)
+            && (self.category.is_none() && self.profile.is_none()
+                || facts.profiles_at(at).into_iter().any(|profile| self.matches_profile(profile)))
+    }
+
+    /// Returns whether a profile is one that the rule is about.
+    pub fn matches_profile(&self, profile: &Profile) -> bool {
+        self.category.as_ref().is_none_or(|wanted| wanted.iter().any(|word| **word == *profile.category))
+            && self.profile.as_ref().is_none_or(|globs| globs.iter().any(|glob| glob_matches(glob, &profile.id)))
     }
 
     /// Returns whether the rule concerns a sensor of a unit that it concerns.
-    pub(crate) fn matches_sensor(&self, sensor: &str) -> bool {
+    pub fn matches_sensor(&self, sensor: &str) -> bool {
         self.sensor.as_ref().is_none_or(|glob| glob_matches(glob, sensor))
-    }
-
-    /// Returns whether what changes with time, the goods and their profile, matches at an instant.
-    pub(crate) fn matches_at(&self, registry: &Registry, key: &UnitKey, at: Timestamp) -> bool {
-        let loaded_matches = self.loaded.is_none_or(|wanted| {
-            registry.units.contains_key(key) && registry.consignments_at(key, at).next().is_some() == wanted
-        });
-        let category_matches = self.category.as_ref().is_none_or(|wanted| {
-            registry.profiles_at(key, at).iter().any(|profile| wanted.iter().any(|word| **word == *profile.category))
-        });
-        loaded_matches && category_matches
     }
 }
 

@@ -9,8 +9,6 @@ use crate::model::Timestamp;
 pub(crate) struct Silence<'a> {
     /// How long it must last.
     pub(crate) for_ms: i64,
-    /// How long a reading holds at most, where that is not the profile's to say.
-    pub(crate) max_gap_ms: Option<i64>,
     /// What the rule means for the unit.
     pub(crate) binding: &'a Binding,
     /// The last reading that counts, or else the registration.
@@ -38,35 +36,28 @@ impl Silence<'_> {
     fn episodes(&self, until: Timestamp, starts_until: Timestamp, out: &mut Vec<Conclusion>) {
         for duty_start in self.binding.duties_after(self.alive_at) {
             let basis = self.alive_at.max(duty_start);
-            if basis > starts_until {
+            if basis > starts_until || basis >= self.binding.to {
                 break;
             }
             let segment = self.binding.at(basis);
             if !segment.matches {
                 continue;
             }
-            let started_at = basis.plus_millis(self.max_gap_ms.unwrap_or(segment.max_gap_ms));
+            let started_at = basis.plus_millis(segment.max_gap_ms);
             let fired_at = started_at.plus_millis(self.for_ms);
             let end = self.binding.end_of_applying(basis);
-            let is_cut_short = end.is_some_and(|end| started_at >= end || fired_at > end);
+            let is_cut_short = end.is_some_and(|(end, _)| started_at >= end || fired_at > end);
             if started_at > starts_until || fired_at > until || is_cut_short {
                 continue;
             }
             let episode = Episode {
-                started_at,
-                fired_at,
-                resolved_at: None,
-                resolution: None,
-                extreme: None,
                 last_value: self.last_value,
-                limit_low: None,
-                limit_high: None,
-                excursion_ms: 0,
                 unmonitored_ms: self.for_ms,
+                ..Episode::new(started_at, fired_at)
             };
             out.push(Conclusion { instant: fired_at, episode });
-            if let Some(end) = end.filter(|end| *end <= until) {
-                out.push(resolved(episode, end, Resolution::OffDuty));
+            if let Some((end, why)) = end.filter(|(end, _)| *end <= until) {
+                out.push(resolved(episode, end, why));
             }
         }
     }
@@ -74,6 +65,6 @@ impl Silence<'_> {
 
 fn resolved(episode: Episode, at: Timestamp, resolution: Resolution) -> Conclusion {
     let unmonitored_ms = at.millis_since(episode.started_at);
-    let episode = Episode { resolved_at: Some(at), resolution: Some(resolution), unmonitored_ms, ..episode };
+    let episode = Episode { unmonitored_ms, ..episode.ended(at, resolution) };
     Conclusion { instant: at, episode }
 }

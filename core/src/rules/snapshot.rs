@@ -1,20 +1,14 @@
-//! The state of one unit as bytes. Rules are named by their versions, so that a state is never given to another rule.
-//!
-//! ```text
-//! version u8 = 1
-//! per series:  sensor (u8 1 and text, or 0 for the whole unit) · kind u8 · muted u8 · newest i64 · last value f64
-//!              · alive at i64 · observed at i64 · number of slots u16
-//! per slot:    rule version text · told u16 · u8 1 and the band, or 0
-//! ```
-//!
-//! Integers are little-endian, a text is its length as u16 and UTF-8. Slots in which nothing is going on are left out.
+//! The state of one unit as bytes. Rules are named by their versions and the starts of their terms, so that a state is
+//! never given to another rule. The encoding is postcard's, behind one byte for the version of what is encoded.
 
-use super::band::Band;
-use super::engine::{Engine, SeriesId, Slot};
+use serde::{Deserialize, Serialize};
+
+use super::RuleIndex;
+use super::engine::{Engine, Series, SeriesId, Slot};
+use super::slot::State;
 use crate::model::{Kind, Timestamp, UnitKey};
 
-const VERSION: u8 = 1;
-const NO_KIND: u8 = u8::MAX;
+const VERSION: u8 = 2;
 
 /// Why a snapshot cannot be taken up: the caller builds the state again from readings.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -27,176 +21,128 @@ pub enum RestoreError {
     Damaged,
 }
 
+/// One series, or the whole unit.
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedSeries<'a> {
+    #[serde(borrow)]
+    sensor: Option<&'a str>,
+    kind: Option<u8>,
+    is_muted: bool,
+    newest: Timestamp,
+    last_value: f64,
+    alive_at: Timestamp,
+    observed_at: Timestamp,
+    #[serde(borrow)]
+    slots: Vec<SavedSlot<'a>>,
+}
+
+#[derive(Debug, Serialize, Deserialize)]
+struct SavedSlot<'a> {
+    rule_version: &'a str,
+    rule_from: Timestamp,
+    told: u16,
+    state: State,
+}
+
 impl Engine {
     /// Returns the state of a unit as bytes; `None` where no series of it is known.
     pub fn snapshot_unit(&self, unit: &UnitKey) -> Option<Vec<u8>> {
+        self.save(unit, |slot| slot.told)
+    }
+
+    /// Returns the state of a unit as [`Engine::snapshot_unit`], as if nothing that time alone makes true had been told:
+    /// judging again from there tells all of it.
+    pub fn checkpoint_unit(&self, unit: &UnitKey) -> Option<Vec<u8>> {
+        self.save(unit, |_| 0)
+    }
+
+    fn save(&self, unit: &UnitKey, told: impl Fn(&Slot) -> u16) -> Option<Vec<u8>> {
         let number = self.known_unit(unit)?;
-        let mut bytes = vec![VERSION];
-        for id in self.series_ids(number) {
+        let series_ids = self.series_ids(number);
+        let saved = series_ids.iter().map(|id| {
             let series = &self.series[id.0 as usize];
-            match &series.sensor {
-                Some(sensor) => {
-                    bytes.push(1);
-                    put_text(&mut bytes, sensor);
-                }
-                None => bytes.push(0),
+            // Slots in which nothing is going on are left out.
+            let busy = series.slots.iter().filter(|slot| told(slot) > 0 || !slot.state.is_blank());
+            let slots = busy.map(|slot| SavedSlot {
+                rule_version: &self.rule(slot.rule).version,
+                rule_from: self.term(slot.rule).from,
+                told: told(slot),
+                state: slot.state.clone(),
+            });
+            SavedSeries {
+                sensor: series.sensor.as_deref(),
+                kind: series.kind.map(|kind| kind as u8),
+                is_muted: series.is_muted,
+                newest: series.newest,
+                last_value: series.last_value,
+                alive_at: series.alive_at,
+                observed_at: series.observed_at,
+                slots: slots.collect(),
             }
-            bytes.push(series.kind.map_or(NO_KIND, |kind| kind as u8));
-            bytes.push(u8::from(series.is_muted));
-            put_time(&mut bytes, series.newest);
-            bytes.extend(series.last_value.to_bits().to_le_bytes());
-            put_time(&mut bytes, series.alive_at);
-            put_time(&mut bytes, series.observed_at);
-            let busy = || series.slots.iter().filter(|slot| slot.told > 0 || slot.band.is_some());
-            bytes.extend((busy().count() as u16).to_le_bytes());
-            for slot in busy() {
-                put_text(&mut bytes, &self.rule(slot.rule).version);
-                put_slot(&mut bytes, slot);
-            }
-        }
-        Some(bytes)
+        });
+        let saved: Vec<_> = saved.collect();
+        Some(postcard::to_extend(&saved, vec![VERSION]).expect("memory takes any state"))
     }
 
     /// Takes up the state of a unit. State of rules that the engine does not have is dropped.
     ///
-    /// After an error the engine is to be thrown away.
+    /// # Errors
+    /// The bytes are another version's or damaged; the engine is to be thrown away then.
     pub fn restore_unit(&mut self, unit: &UnitKey, bytes: &[u8]) -> Result<(), RestoreError> {
-        let mut bytes = Bytes(bytes);
-        let version = bytes.u8()?;
+        let (&version, bytes) = bytes.split_first().ok_or(RestoreError::Damaged)?;
         if version != VERSION {
             return Err(RestoreError::Version(version));
         }
-        let number = self.unit(unit);
-        while !bytes.0.is_empty() {
-            let sensor = if bytes.u8()? == 1 { Some(bytes.text()?) } else { None };
-            let kind = bytes.u8()?;
-            // A whole unit is of interest only while a rule is about whole units.
-            let id = match sensor {
-                Some(sensor) => {
-                    let kind = Kind::from_code(kind).ok_or(RestoreError::Damaged)?;
-                    Some(self.series_of_unit(number, sensor, kind))
-                }
-                None => self.units[number as usize].whole_series(),
-            };
-            self.restore_series(id, &mut bytes)?;
+        let (saved, rest): (Vec<SavedSeries<'_>>, _) =
+            postcard::take_from_bytes(bytes).map_err(|_| RestoreError::Damaged)?;
+        if !rest.is_empty() {
+            return Err(RestoreError::Damaged);
         }
+        let number = self.unit(unit);
+        let mut restored = Vec::new();
+        for saved in saved {
+            let id = match (saved.sensor, saved.kind) {
+                (Some(sensor), Some(kind)) => {
+                    let kind = Kind::from_code(kind).ok_or(RestoreError::Damaged)?;
+                    self.series_of_unit(number, sensor, kind)
+                }
+                // A whole unit is of interest only while a rule is about whole units.
+                _ => match self.units[number as usize].whole {
+                    Some(id) => id,
+                    None => continue,
+                },
+            };
+            self.restore_series(id, saved, &mut restored)?;
+        }
+        self.complete_unit(number, &restored);
         Ok(())
     }
 
-    fn restore_series(&mut self, id: Option<SeriesId>, bytes: &mut Bytes<'_>) -> Result<(), RestoreError> {
-        let is_muted = bytes.u8()? == 1;
-        let (newest, last_value) = (bytes.time()?, f64::from_bits(bytes.u64()?));
-        let (alive_at, observed_at) = (bytes.time()?, bytes.time()?);
-        let mut slots = Vec::new();
-        for _ in 0..bytes.u16()? {
-            slots.push((bytes.text()?, bytes.u16()?, bytes.band()?));
-        }
-        let Some(id) = id else { return Ok(()) };
-        for (version, told, band) in slots {
-            let index = self.rules.iter().position(|rule| *rule.version == *version);
-            let of_rule = |slot: &&mut Slot| Some(usize::from(slot.rule.0)) == index;
-            if let Some(slot) = self.series[id.0 as usize].slots.iter_mut().find(of_rule) {
-                slot.told = told;
-                slot.band = band.map(Box::new);
+    fn restore_series(
+        &mut self,
+        id: SeriesId,
+        saved: SavedSeries<'_>,
+        restored: &mut Vec<(SeriesId, RuleIndex)>,
+    ) -> Result<(), RestoreError> {
+        for SavedSlot { rule_version, rule_from, told, state } in saved.slots {
+            let Some(rule) = self.rule_index(rule_version, rule_from) else { continue };
+            if !self.method(rule).fits(&state) {
+                return Err(RestoreError::Damaged);
+            }
+            let slots = &mut self.series[id.0 as usize].slots;
+            if let Some(slot) = slots.iter_mut().find(|slot| slot.rule == rule) {
+                (slot.told, slot.state) = (told, state);
+                restored.push((id, rule));
             }
         }
-        let series = &mut self.series[id.0 as usize];
-        (series.is_muted, series.newest, series.last_value) = (is_muted, newest, last_value);
-        series.observed_at = observed_at;
+        let series: &mut Series = &mut self.series[id.0 as usize];
+        (series.is_muted, series.newest, series.last_value) = (saved.is_muted, saved.newest, saved.last_value);
+        series.observed_at = saved.observed_at;
         // A sensor that has been registered since is expected from its registration on.
-        if alive_at != Timestamp::MIN {
-            series.alive_at = alive_at;
+        if saved.alive_at != Timestamp::MIN {
+            series.alive_at = saved.alive_at;
         }
         self.schedule(id);
         Ok(())
-    }
-}
-
-fn put_time(bytes: &mut Vec<u8>, time: Timestamp) {
-    bytes.extend(time.as_millis().to_le_bytes());
-}
-
-fn put_text(bytes: &mut Vec<u8>, text: &str) {
-    let length = u16::try_from(text.len()).expect("names and versions are short");
-    bytes.extend(length.to_le_bytes());
-    bytes.extend(text.as_bytes());
-}
-
-fn put_slot(bytes: &mut Vec<u8>, slot: &Slot) {
-    bytes.extend(slot.told.to_le_bytes());
-    let Some(band) = &slot.band else {
-        bytes.push(0);
-        return;
-    };
-    bytes.push(1);
-    put_time(bytes, band.started_at);
-    put_time(bytes, band.fired_at.unwrap_or(Timestamp::MIN));
-    put_time(bytes, band.clear_since.unwrap_or(Timestamp::MIN));
-    put_time(bytes, band.accounted_to);
-    put_time(bytes, band.holds_until);
-    bytes.extend(band.known_ms.to_le_bytes());
-    bytes.extend(band.known_until_clear_ms.to_le_bytes());
-    bytes.extend(band.extreme.to_bits().to_le_bytes());
-    bytes.extend(band.excess_micro.to_le_bytes());
-}
-
-/// What is left to read.
-struct Bytes<'a>(&'a [u8]);
-
-impl<'a> Bytes<'a> {
-    fn take(&mut self, count: usize) -> Result<&'a [u8], RestoreError> {
-        let (taken, rest) = self.0.split_at_checked(count).ok_or(RestoreError::Damaged)?;
-        self.0 = rest;
-        Ok(taken)
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N], RestoreError> {
-        Ok(self.take(N)?.try_into().expect("as many bytes were taken"))
-    }
-
-    fn u8(&mut self) -> Result<u8, RestoreError> {
-        Ok(self.array::<1>()?[0])
-    }
-
-    fn u16(&mut self) -> Result<u16, RestoreError> {
-        Ok(u16::from_le_bytes(self.array()?))
-    }
-
-    fn u64(&mut self) -> Result<u64, RestoreError> {
-        Ok(u64::from_le_bytes(self.array()?))
-    }
-
-    fn i64(&mut self) -> Result<i64, RestoreError> {
-        Ok(i64::from_le_bytes(self.array()?))
-    }
-
-    fn time(&mut self) -> Result<Timestamp, RestoreError> {
-        Ok(Timestamp::from_millis(self.i64()?))
-    }
-
-    fn time_if_any(&mut self) -> Result<Option<Timestamp>, RestoreError> {
-        Ok(Some(self.time()?).filter(|time| *time != Timestamp::MIN))
-    }
-
-    fn text(&mut self) -> Result<&'a str, RestoreError> {
-        let length = self.u16()?;
-        std::str::from_utf8(self.take(usize::from(length))?).map_err(|_| RestoreError::Damaged)
-    }
-
-    fn band(&mut self) -> Result<Option<Band>, RestoreError> {
-        if self.u8()? == 0 {
-            return Ok(None);
-        }
-        Ok(Some(Band {
-            started_at: self.time()?,
-            fired_at: self.time_if_any()?,
-            clear_since: self.time_if_any()?,
-            accounted_to: self.time()?,
-            holds_until: self.time()?,
-            known_ms: self.i64()?,
-            known_until_clear_ms: self.i64()?,
-            extreme: f64::from_bits(self.u64()?),
-            excess_micro: self.i64()?,
-        }))
     }
 }

@@ -27,12 +27,21 @@ pub struct Story {
     registered: Option<Unit>,
     unit: UnitKey,
     every_ms: i64,
-    quantity: Kind,
-    /// Sensors with a reading per step: `None` is missing, `Some(None)` a failed probe.
-    series: Vec<(String, Vec<Option<Option<f64>>>)>,
+    series: Vec<StorySeries>,
     consignments: Vec<Consignment>,
     expected: Vec<StoryEpisode>,
 }
+
+/// What one sensor reports of one quantity.
+#[derive(Debug)]
+struct StorySeries {
+    quantity: Kind,
+    sensor: String,
+    steps: Vec<Step>,
+}
+
+/// What is there at one step: `None` is a missing reading, `Some(None)` one of a failed probe.
+type Step = Option<Option<f64>>;
 
 /// An episode as a story has it: times in milliseconds from the start.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -97,10 +106,10 @@ impl Story {
         if let Some(unit) = &self.registered {
             stage.units.insert(self.unit.clone(), unit.clone());
             let sensors = stage.sensors.entry(self.unit.clone()).or_default();
-            for (id, _) in &self.series {
+            for series in &self.series {
                 let sensor = Sensor {
                     unit: self.unit.clone(),
-                    id: id.as_str().into(),
+                    id: series.sensor.as_str().into(),
                     placement: None,
                     max_gap_ms: None,
                     calibration_due: None,
@@ -109,14 +118,14 @@ impl Story {
             }
             stage.consignments.insert(self.unit.clone(), self.consignments.clone());
         }
-        let length = self.series.iter().map(|(_, steps)| steps.len()).max().unwrap_or(0);
+        let length = self.series.iter().map(|series| series.steps.len()).max().unwrap_or(0);
         let now = START.plus_millis(self.every_ms * length as i64);
-        let series = self.series.iter().filter_map(|(sensor, steps)| {
+        let series = self.series.iter().filter_map(|StorySeries { quantity, sensor, steps }| {
             let at = |step: usize| START.plus_millis(self.every_ms * step as i64).as_millis();
             let readings = steps.iter().enumerate();
             let readings = readings.filter_map(|(step, value)| Some((at(step), (*value)?.unwrap_or(f64::NAN))));
             let readings: Vec<_> = readings.collect();
-            let key = SeriesKey { unit: self.unit.clone(), sensor: sensor.as_str().into(), kind: self.quantity };
+            let key = SeriesKey { unit: self.unit.clone(), sensor: sensor.as_str().into(), kind: *quantity };
             (!readings.is_empty()).then_some((key, readings))
         });
         let episodes = judge(Arc::clone(rules), Arc::new(stage), series.collect(), START, now);
@@ -164,7 +173,18 @@ fn read_story(section: &mut Section<'_>, registry: &Registry) -> Option<Story> {
     let quantity_words = one_of(Kind::ALL.iter().map(|kind| kind.as_str()));
     let quantity = section.word("quantity", &quantity_words, Kind::from_word).unwrap_or(Kind::Temperature);
     section.require("readings", "a table of sensors with their readings");
-    let series = section.section("readings").map(|mut readings| read_series(&mut readings, quantity));
+    let mut series = Vec::new();
+    if let Some(mut readings) = section.section("readings") {
+        read_series(&mut readings, quantity, &mut series);
+    }
+    if let Some(mut also) = section.section("also") {
+        for quantity in Kind::ALL {
+            if let Some(mut readings) = also.section(quantity.as_str()) {
+                read_series(&mut readings, quantity, &mut series);
+            }
+        }
+        also.finish();
+    }
     let (key, registered) = unit?;
     let consignments = section.sections("consignment").into_iter().enumerate().filter_map(|(number, mut goods)| {
         let consignment = read_consignment(&mut goods, &key, number, &registry.profiles);
@@ -187,8 +207,7 @@ fn read_story(section: &mut Section<'_>, registry: &Registry) -> Option<Story> {
         unit: key,
         expected: expected.collect(),
         every_ms: every_ms.filter(|every_ms| *every_ms > 0)?,
-        quantity,
-        series: series?,
+        series,
         consignments,
     })
 }
@@ -203,49 +222,67 @@ fn read_unit(section: &mut Section<'_>, registry: &Registry) -> Option<(UnitKey,
     Some((UnitKey { operator: operator?, unit: unit? }, None))
 }
 
-fn read_series(section: &mut Section<'_>, quantity: Kind) -> Vec<(String, Vec<Option<Option<f64>>>)> {
-    let mut series = Vec::new();
+fn read_series(section: &mut Section<'_>, quantity: Kind, series: &mut Vec<StorySeries>) {
     for (sensor, text) in section.all_texts() {
         if !fleet::is_sensor_id(&sensor) {
             section.problem(&sensor, "expected a sensor of 1 to 64 characters without control characters");
         }
+        if series.iter().any(|other| other.quantity == quantity && other.sensor == sensor) {
+            section.problem(&sensor, format!("`readings` has {quantity} of this sensor already"));
+        }
         match read_steps(&text, quantity) {
-            Ok(steps) => series.push((sensor, steps)),
+            Ok(steps) => series.push(StorySeries { quantity, sensor, steps }),
             Err(message) => section.problem(&sensor, message),
         }
     }
-    series
 }
 
-/// Reads `-19x30 -14..-18x5 _x3 null`: values, ramps, missing readings and failed probes, each with its count.
-fn read_steps(text: &str, quantity: Kind) -> Result<Vec<Option<Option<f64>>>, String> {
-    let mut steps = Vec::new();
+/// Reads `-19x30 -14..-18x5 _x3 null (5 _x9)x12`: values, ramps, missing readings, failed probes and groups of them,
+/// each with its count.
+fn read_steps(text: &str, quantity: Kind) -> Result<Vec<Step>, String> {
+    // The innermost group that is still open comes last; the first is the line itself.
+    let mut open: Vec<Vec<Step>> = vec![Vec::new()];
     // A count may stand apart: `-14..-18 x 5`.
-    for word in text.replace(" x ", "x").split_whitespace() {
-        let wrong = || format!("expected `value`, `valuexcount`, `from..toxcount`, `_` or `null`, found `{word}`");
+    for word in text.replace(" x ", "x").replace('(', " ( ").replace(')', " )").split_whitespace() {
+        if word == "(" {
+            open.push(Vec::new());
+            continue;
+        }
+        let wrong =
+            || format!("expected `value`, `valuexcount`, `from..toxcount`, `_`, `null` or `(…)xcount`, found `{word}`");
         let (what, count) = match word.split_once('x') {
             Some((what, count)) => (what, count.parse::<usize>().map_err(|_| wrong())?),
             None => (word, 1),
         };
-        if steps.len() + count > READINGS_MAX {
-            return Err(format!("expected at most {READINGS_MAX} readings"));
-        }
         let value = |text: &str| {
             let value: f64 = text.parse().map_err(|_| wrong())?;
             if quantity.is_possible(value) { Ok(value) } else { Err(format!("{value} is not possible for {quantity}")) }
         };
-        match (what, what.split_once("..")) {
-            ("_", _) => steps.extend(std::iter::repeat_n(None, count)),
-            ("null", _) => steps.extend(std::iter::repeat_n(Some(None), count)),
+        let group = match (what, what.split_once("..")) {
+            (")", _) if open.len() > 1 => open.pop().expect("more than one is open"),
+            ("_", _) => vec![None],
+            ("null", _) => vec![Some(None)],
             (_, Some((from, to))) => {
                 let (from, to) = (value(from)?, value(to)?);
+                check_count(count)?;
                 let step = (to - from) / count.saturating_sub(1).max(1) as f64;
-                steps.extend((0..count).map(|number| Some(Some(from + step * number as f64))));
+                (0..count).map(|number| Some(Some(from + step * number as f64))).collect()
             }
-            (one, None) => steps.extend(std::iter::repeat_n(Some(Some(value(one)?)), count)),
-        }
+            (one, None) => vec![Some(Some(value(one)?))],
+        };
+        let repeats = if what.contains("..") { 1 } else { count };
+        let steps = open.last_mut().expect("the line itself is never closed");
+        check_count(group.len().saturating_mul(repeats).saturating_add(steps.len()))?;
+        steps.extend(std::iter::repeat_n(group, repeats).flatten());
     }
-    Ok(steps)
+    match <[_; 1]>::try_from(open) {
+        Ok([steps]) => Ok(steps),
+        Err(_) => Err("a `(` is not closed".to_owned()),
+    }
+}
+
+fn check_count(count: usize) -> Result<(), String> {
+    if count > READINGS_MAX { Err(format!("expected at most {READINGS_MAX} readings")) } else { Ok(()) }
 }
 
 fn read_consignment(
@@ -276,4 +313,64 @@ fn read_expected(section: &mut Section<'_>) -> Option<StoryEpisode> {
     let (started_ms, fired_ms) = (section.duration_ms("started"), section.duration_ms("fired"));
     let resolved_ms = section.duration_ms("resolved");
     Some(StoryEpisode { sensor, rule: rule?, started_ms: started_ms?, fired_ms: fired_ms?, resolved_ms })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_of_readings_says_what_its_words_say() {
+        let (five, dead, missing) = (Some(Some(5.0)), Some(None), None);
+        for (text, steps) in [
+            ("5", vec![five]),
+            ("5x2 null _x2", vec![five, five, dead, missing, missing]),
+            ("4..6x3", vec![Some(Some(4.0)), five, Some(Some(6.0))]),
+            ("4..6 x 3", vec![Some(Some(4.0)), five, Some(Some(6.0))]),
+            ("(5 _)x2 5", vec![five, missing, five, missing, five]),
+            ("((5)x2 _) x 2", vec![five, five, missing, five, five, missing]),
+            ("(5)", vec![five]),
+            ("5x0", vec![]),
+        ] {
+            assert_eq!(read_steps(text, Kind::Temperature), Ok(steps), "{text}");
+        }
+        for text in [
+            "warm",
+            "5x",
+            "x5",
+            "5x-1",
+            "5..",
+            "(5",
+            "5)",
+            "(5)x",
+            "300",
+            "5x9999999",
+            "((5x999)x999)x999",
+            "1..2x9999999",
+        ] {
+            assert!(read_steps(text, Kind::Temperature).is_err(), "{text}");
+        }
+        assert!(read_steps("0.5", Kind::Defrost).is_err());
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_story_is_told_with_its_line_and_key() {
+        let text = r#"[[test]]
+name = "twice"
+unit = { operator = "op1", unit = "u1" }
+every = "1m"
+quantity = "door"
+readings = { d1 = "1x5" }
+also = { door = { d1 = "0x5" }, defrost = { p1 = "2x5" }, warmth = { t1 = "5x5" } }
+expect = []
+"#;
+        let mut problems = Vec::new();
+        parse(Path::new("a.toml"), text, &Registry::default(), &mut problems);
+        let told: String = problems.iter().map(|problem| format!("{problem}\n")).collect();
+        expect_test::expect![[r#"
+            a.toml:7: test.also.door.d1: `readings` has door of this sensor already
+            a.toml:7: test.also.defrost.p1: 2 is not possible for defrost
+            a.toml:7: test.also.warmth: unknown key; expected one of temperature, humidity, door, power, compressor, battery, setpoint, defrost, latitude, longitude
+        "#]].assert_eq(&told);
+    }
 }

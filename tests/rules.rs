@@ -1,8 +1,5 @@
 //! Rules as people meet them: configuration files, stories, and backtests of tables and recordings.
 
-#[path = "../core/tests/oracle/mod.rs"]
-mod oracle;
-
 use std::fmt::Write as _;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -11,8 +8,6 @@ use frostline::backtest::{Backtest, Outcome};
 use frostline::config;
 use frostline::episode_file::{self, EpisodeRecord};
 use frostline::story;
-use oracle::stories::{Kind, Random, Story};
-use oracle::{Coverage, Episode};
 
 fn shipped() -> PathBuf {
     Path::new("config").to_owned()
@@ -31,119 +26,6 @@ fn lines_of(episodes: &[EpisodeRecord]) -> String {
     let mut lines = Vec::new();
     episode_file::write(episodes, &mut lines).unwrap();
     String::from_utf8(lines).unwrap()
-}
-
-/// Writes a story as the files that a person would have.
-fn write_configuration(story: &Story, dir: &Path) {
-    let mut rule = format!(
-        "[[rule]]\nid = \"r\"\nquantity = \"temperature\"\nseverity = \"critical\"\nfor = \"{}ms\"\nmax_gap = \"{}ms\"\n",
-        story.for_ms, story.max_gap_ms
-    );
-    match story.kind {
-        Kind::Range { low, high, hysteresis } => {
-            write!(rule, "kind = \"range\"\nhysteresis = {hysteresis:?}\n").unwrap();
-            for (key, limit) in [("low", low), ("high", high)] {
-                if let Some(limit) = limit {
-                    writeln!(rule, "{key} = {limit:?}").unwrap();
-                }
-            }
-        }
-        Kind::State { is } => write!(rule, "kind = \"state\"\nis = {is:?}\n").unwrap(),
-        Kind::Silence => rule.push_str("kind = \"silence\"\n"),
-    }
-    if story.kind != Kind::Silence {
-        writeln!(rule, "keep_firing_for = \"{}ms\"", story.keep_firing_for_ms).unwrap();
-    }
-    fs::write(dir.join("rules.toml"), rule).unwrap();
-    if story.is_registered {
-        let at = |millis| frostline_core::model::Timestamp::from_millis(millis);
-        let duty = story.duty.iter().map(|(from, is_on)| {
-            format!("{{ from = \"{}\", value = \"{}\" }}", at(*from), if *is_on { "always" } else { "off" })
-        });
-        let fleet = format!(
-            "[[unit]]\nid = \"u1\"\noperator = \"op1\"\nkind = \"storage\"\nmonitor = [{}]\n\n\
-             [[sensor]]\nid = \"t1\"\nunit = \"u1\"\noperator = \"op1\"\n",
-            duty.collect::<Vec<_>>().join(", ")
-        );
-        fs::write(dir.join("fleet.toml"), fleet).unwrap();
-    }
-}
-
-#[test]
-fn a_backtest_agrees_with_the_second_implementation_whatever_the_order_of_the_rows() {
-    const STORIES: u64 = 1_000;
-    let mut counts = [0_u64; 5];
-    for seed in 1_000_000..1_000_000 + STORIES {
-        let mut random = Random(seed);
-        let mut story = Story::random(&mut random);
-        let Some((newest, _)) = story.readings.last().copied() else { continue };
-        // In a table, now is the largest event time.
-        story.now = newest;
-        let mut coverage = Coverage::default();
-        let expected = oracle::judge(&story, &mut coverage);
-
-        let mut rows = story.readings.clone();
-        if random.below(2) == 0 {
-            for index in (1..rows.len()).rev() {
-                rows.swap(index, random.below(index + 1));
-            }
-        }
-        let is_out_of_order = rows.windows(2).any(|pair| pair[1].0 < pair[0].0);
-        let original = rows.len() as u64;
-        // Later rows for a millisecond that is taken change nothing: equal ones are duplicates, others conflicts.
-        let (mut duplicates, mut conflicts) = (0, 0);
-        for _ in 0..random.below(4) {
-            let (time, value) = rows[random.below(original as usize)];
-            if random.below(2) == 0 {
-                rows.push((time, value));
-                duplicates += 1;
-            } else {
-                rows.push((time, Some(value.unwrap_or(0.0) + 20.0)));
-                conflicts += 1;
-            }
-        }
-        let mut table = "event_time,operator,unit,sensor,kind,value\n".to_owned();
-        for (time, value) in &rows {
-            let value = value.map_or(String::new(), |value| value.to_string());
-            writeln!(table, "{time},op1,u1,t1,temperature,{value}").unwrap();
-        }
-        let dir = tempfile::tempdir().unwrap();
-        write_configuration(&story, dir.path());
-        let file = dir.path().join("rows.csv");
-        fs::write(&file, table).unwrap();
-
-        let outcome = backtest(dir.path(), &[file]);
-        let found: Vec<_> = outcome.episodes.iter().map(known).collect();
-        assert_eq!(found, expected, "seed {seed}: {story:?}");
-        let summary = outcome.summary;
-        assert_eq!((summary.accepted, summary.duplicate), (original, duplicates), "seed {seed}");
-        assert_eq!(summary.rejected.get("conflict").copied().unwrap_or(0), conflicts, "seed {seed}");
-
-        let flags = [
-            is_out_of_order,
-            coverage.tie_at_for,
-            coverage.null_while_pending,
-            coverage.gap_while_firing,
-            !expected.is_empty(),
-        ];
-        for (count, flag) in counts.iter_mut().zip(flags) {
-            *count += u64::from(flag);
-        }
-    }
-    let names = ["a row out of order", "a tie at `for`", "a null while pending", "a gap while firing", "any episode"];
-    for (name, count) in names.iter().zip(counts) {
-        eprintln!("{name}: {count} of {STORIES} stories");
-        assert!(count * 100 >= STORIES, "too few stories with {name}: {count} of {STORIES}");
-    }
-}
-
-fn known(record: &EpisodeRecord) -> Episode {
-    Episode {
-        started_at: record.started_at.as_millis(),
-        fired_at: record.fired_at.as_millis(),
-        resolved_at: record.resolved_at.map(|at| at.as_millis()),
-        extreme: record.extreme,
-    }
 }
 
 #[test]
@@ -165,9 +47,18 @@ fn the_shipped_configuration_loads_and_its_stories_are_true() {
     assert!(told >= 10, "{told} stories");
 }
 
+/// Returns what is wrong with a file of rules: line, key and message, in the order of the lines.
+fn problems_of(rules: &str) -> String {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("rules.toml"), rules).unwrap();
+    let problems = config::load_judgement(dir.path(), None).err().unwrap_or_default();
+    let mut told: Vec<_> = problems.iter().map(|p| (p.line.unwrap(), p.key.as_str(), p.message.as_str())).collect();
+    told.sort();
+    told.iter().map(|(line, key, message)| format!("{line} {key}: {message}\n")).collect()
+}
+
 #[test]
 fn every_problem_of_a_rule_file_is_told_with_its_line_and_key() {
-    let dir = tempfile::tempdir().unwrap();
     let rules = r#"[[rule]]
 id = "Frozen"
 kind = "range"
@@ -190,8 +81,8 @@ is = 1
 fro = "10m"
 
 [[rule]]
-id = "later"
-kind = "rate"
+id = "no-such-kind"
+kind = "median"
 quantity = "temperature"
 per = "10m"
 
@@ -201,54 +92,287 @@ kind = "silence"
 quantity = "temperature"
 for = "soon"
 where = { unit_knid = "storage" }
+
+[[rule]]
+id = "range-within"
+kind = "range"
+quantity = "temperature"
+high = -18.0
+never_above = -20.0
+
+[[rule]]
+id = "endless-defrost"
+kind = "range"
+quantity = "temperature"
+high = -18.0
+suspend_while = { quantity = "defrost", is = 1, plus = "15m" }
+
+[[rule]]
+id = "half-a-defrost"
+kind = "range"
+quantity = "temperature"
+high = -18.0
+suspend_while = { quantity = "defrost", is = 0.5, at_most = "45m" }
 "#;
-    fs::write(dir.path().join("rules.toml"), rules).unwrap();
-    let problems = config::load_judgement(dir.path(), None).unwrap_err();
-    let mut told: Vec<_> = problems
-        .iter()
-        .map(|problem| (problem.line.unwrap(), problem.key.as_str(), problem.message.as_str()))
-        .collect();
-    told.sort();
     expect_test::expect![[r#"
-        [
-            (
-                2,
-                "rule.id",
-                "`Frozen` is not a rule id: a-z, 0-9 and - are expected",
-            ),
-            (
-                13,
-                "rule.hysteresis",
-                "no value is clear: low + hysteresis is above high - hysteresis",
-            ),
-            (
-                18,
-                "rule.quantity",
-                "expected temperature, humidity, door, power, compressor, battery, setpoint, defrost, latitude or longitude, found `\"dor\"`",
-            ),
-            (
-                20,
-                "rule.fro",
-                "unknown key; expected one of id, kind, quantity, severity, for, max_gap, where, message, is, keep_firing_for",
-            ),
-            (
-                24,
-                "rule.kind",
-                "kind `rate` is not available in this version",
-            ),
-            (
-                32,
-                "rule.for",
-                "expected a duration such as \"250ms\", \"90s\", \"5m\", \"24h\" or \"7d\", found `\"soon\"`",
-            ),
-            (
-                33,
-                "rule.where.unit_knid",
-                "unknown key; expected one of unit_kind, operator, jurisdiction, category, unit, sensor, loaded",
-            ),
-        ]
-    "#]]
-    .assert_debug_eq(&told);
+        2 rule.id: `Frozen` is not a rule id: a-z, 0-9 and - are expected
+        13 rule.hysteresis: no value is clear: low + hysteresis is above high - hysteresis
+        18 rule.quantity: expected temperature, humidity, door, power, compressor, battery, setpoint, defrost, latitude or longitude, found `"dor"`
+        20 rule.fro: unknown key; expected one of id, kind, quantity, severity, max_gap, where, message, source, verified, is, keep_firing_for, for
+        24 rule.kind: expected range, cumulative, mean_kinetic_temperature, rate, silence, cadence, stuck, disagreement or state, found `median`
+        32 rule.for: expected a duration such as "250ms", "90s", "5m", "24h" or "7d", found `"soon"`
+        33 rule.where.unit_knid: unknown key; expected one of unit_kind, operator, jurisdiction, category, profile, unit, sensor, loaded
+        37 rule.kind: expected `never_above` at or above `high`, and `never_below` at or below `low`
+        47 rule.suspend_while.at_most: expected how long one suspension lasts at most, found nothing
+        54 rule.suspend_while: no reading of defrost has this value
+    "#]].assert_eq(&problems_of(rules));
+}
+
+#[test]
+fn every_kind_has_its_own_keys_and_no_others() {
+    let rules = r#"[[rule]]
+id = "budget-beyond-window"
+kind = "cumulative"
+quantity = "temperature"
+high = 8.0
+window = "24h"
+budget = "25h"
+
+[[rule]]
+id = "cumulative-for"
+kind = "cumulative"
+quantity = "temperature"
+high = 8.0
+window = "consignment"
+budget = "2h"
+for = "10m"
+
+[[rule]]
+id = "cumulative-without"
+kind = "cumulative"
+quantity = "temperature"
+window = "lately"
+budget = "2h"
+
+[[rule]]
+id = "mean-of-humidity"
+kind = "mean_kinetic_temperature"
+quantity = "humidity"
+window = "24h"
+high = 8.0
+
+[[rule]]
+id = "mean-from-profile"
+kind = "mean_kinetic_temperature"
+quantity = "temperature"
+window = "24h"
+high = 8.0
+min_known = "2h"
+limits = "profile"
+
+[[rule]]
+id = "rate-of-nothing"
+kind = "rate"
+quantity = "temperature"
+per = "10m"
+
+[[rule]]
+id = "rate-downwards"
+kind = "rate"
+quantity = "temperature"
+per = "10m"
+fall = -3.0
+
+[[rule]]
+id = "cadence-for"
+kind = "cadence"
+quantity = "temperature"
+every = "5m"
+window = "1h"
+for = "1h"
+
+[[rule]]
+id = "cadence-share"
+kind = "cadence"
+quantity = "temperature"
+every = "5m"
+every_out = "2m"
+share = 1.1
+window = "1h"
+
+[[rule]]
+id = "stuck-at-half"
+kind = "stuck"
+quantity = "temperature"
+for = "2h"
+min_readings = 2.5
+
+[[rule]]
+id = "stuck-keeps"
+kind = "stuck"
+quantity = "temperature"
+for = "2h"
+keep_firing_for = "1m"
+
+[[rule]]
+id = "never-agreed"
+kind = "disagreement"
+quantity = "temperature"
+limit = 3.0
+hysteresis = 3.5
+
+[[rule]]
+id = "disagreement-without"
+kind = "disagreement"
+quantity = "temperature"
+
+[[rule]]
+id = "impossible-door"
+kind = "state"
+quantity = "door"
+is = 2
+
+[[rule]]
+id = "unit-and-sensor"
+kind = "silence"
+scope = "unit"
+where = { sensor = "t*" }
+
+[[rule]]
+id = "sourced"
+kind = "state"
+quantity = "door"
+is = true
+source = 31605
+verified = "yes"
+"#;
+    expect_test::expect![[r#"
+        16 rule.for: unknown key; expected one of id, kind, quantity, severity, max_gap, where, message, source, verified, low, high, window, budget
+        22 rule.window: expected a duration such as "24h", or "consignment", found `"lately"`
+        28 rule.quantity: only temperatures have a mean kinetic temperature, humidity has none
+        39 rule.limits: unknown key; expected one of id, kind, quantity, severity, max_gap, where, message, source, verified, window, high, hysteresis, keep_firing_for, delta_h, min_known, for
+        43 rule.kind: expected `rise` or `fall`
+        52 rule.fall: expected a number above zero
+        60 rule.for: unknown key; expected one of id, kind, quantity, severity, max_gap, where, message, source, verified, every, every_out, share, window
+        68 rule.share: expected a share above 0 and not above 1
+        76 rule.min_readings: expected a whole number, found `2.5`
+        83 rule.keep_firing_for: unknown key; expected one of id, kind, quantity, severity, max_gap, where, message, source, verified, min_readings, for
+        90 rule.hysteresis: no distance is clear: the hysteresis is above the limit
+        92 rule.limit: expected how far apart sensors may be, found nothing
+        101 rule.is: no reading of door has this value
+        107 rule.where: a rule about a whole unit cannot select sensors
+        114 rule.source: expected a text in quotes, found `31605`
+        115 rule.verified: expected true or false, found `"yes"`
+    "#]].assert_eq(&problems_of(rules));
+}
+
+#[test]
+fn every_kind_with_every_key_is_read() {
+    let rules = r#"[[rule]]
+id = "range"
+kind = "range"
+quantity = "temperature"
+limits = "profile"
+for = "10m"
+keep_firing_for = "5m"
+hysteresis = 0.5
+never_below = -30.0
+never_above = -10.0
+suspend_while = { quantity = "defrost", is = true, plus = "15m", at_most = "45m" }
+where = { category = "food", profile = ["frozen_*", "*_frozen"] }
+source = "GB 1-2020, 3.1"
+verified = false
+
+[[rule]]
+id = "cumulative"
+kind = "cumulative"
+quantity = "temperature"
+low = 2.0
+high = 8.0
+window = "consignment"
+budget = "10h"
+
+[[rule]]
+id = "mkt"
+kind = "mean_kinetic_temperature"
+quantity = "temperature"
+window = "24h"
+high = 8.0
+hysteresis = 0.2
+for = "1h"
+keep_firing_for = "1h"
+delta_h = 100
+min_known = "2h"
+
+[[rule]]
+id = "rate"
+kind = "rate"
+quantity = "temperature"
+per = "10m"
+rise = 3.0
+fall = 4.0
+for = "1m"
+keep_firing_for = "5m"
+
+[[rule]]
+id = "silence"
+kind = "silence"
+scope = "unit"
+for = "10m"
+
+[[rule]]
+id = "cadence"
+kind = "cadence"
+quantity = "temperature"
+every = "5m"
+every_out = "2m"
+share = 0.8
+window = "1h"
+max_gap = "11m"
+
+[[rule]]
+id = "stuck"
+kind = "stuck"
+quantity = "temperature"
+for = "2h"
+min_readings = 20
+
+[[rule]]
+id = "disagreement"
+kind = "disagreement"
+quantity = "temperature"
+limit = 3.0
+for = "30m"
+keep_firing_for = "5m"
+hysteresis = 0.5
+where = { sensor = "t*" }
+
+[[rule]]
+id = "state"
+kind = "state"
+quantity = "door"
+is = true
+for = "15m"
+keep_firing_for = "1m"
+"#;
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("rules.toml"), rules).unwrap();
+    let judgement = config::load_judgement(dir.path(), None).unwrap();
+    let read = judgement.rules.iter().map(|rule| {
+        assert_eq!((&*rule.id == "range", rule.verified), (rule.source.is_some(), rule.source.is_none()));
+        format!("for {} {:?}\n", rule.for_ms, rule.condition)
+    });
+    expect_test::expect![[r#"
+        for 600000 Range { limits: Profile, hysteresis: 0.5, keep_firing_for_ms: 300000, never_below: Some(-30.0), never_above: Some(-10.0), suspend_while: Some(Suspension { quantity: Defrost, is: 1.0, plus_ms: 900000, at_most_ms: 2700000 }) }
+        for 0 Cumulative { limits: Limits { low: Some(2.0), high: Some(8.0) }, window: Consignment, budget_ms: 36000000 }
+        for 3600000 MeanKineticTemperature { window: Rolling(86400000), high: 8.0, hysteresis: 0.2, keep_firing_for_ms: 3600000, delta_h: 100.0, min_known_ms: Some(7200000) }
+        for 60000 Rate { per_ms: 600000, rise: Some(3.0), fall: Some(4.0), keep_firing_for_ms: 300000 }
+        for 600000 Silence { scope: Unit }
+        for 0 Cadence { every_ms: 300000, every_out_ms: Some(120000), share: 0.8, window_ms: 3600000 }
+        for 7200000 Stuck { min_readings: 20 }
+        for 1800000 Disagreement { limit: 3.0, hysteresis: 0.5, keep_firing_for_ms: 300000 }
+        for 900000 State { is: 1.0, keep_firing_for_ms: 60000 }
+    "#]].assert_eq(&read.collect::<String>());
 }
 
 #[test]

@@ -2,10 +2,13 @@
 
 use std::process::ExitCode;
 
-use super::{Context, Format};
+use super::{Context, Format, coverage};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct CheckArgs {
+    /// Print which clause of its profiles is watched by which rule, for each unit.
+    #[arg(long)]
+    coverage: bool,
     /// How the summary is printed.
     #[arg(long, value_name = "FORMAT", default_value = "table")]
     format: Format,
@@ -14,6 +17,14 @@ pub(crate) struct CheckArgs {
 #[expect(clippy::print_stdout, reason = "the result of a command goes to stdout")]
 pub(crate) fn run(arguments: &CheckArgs, context: &Context) -> anyhow::Result<ExitCode> {
     let loaded = context.load()?;
+    if arguments.coverage {
+        let units = coverage::of(&loaded.judgement);
+        match arguments.format {
+            Format::Json => println!("{}", serde_json::json!({ "problems": [], "units": units })),
+            Format::Table => print!("{}", coverage::as_text(&units)),
+        }
+        return Ok(ExitCode::SUCCESS);
+    }
     let (settings, judgement) = (&loaded.settings, &loaded.judgement);
     let registry = &judgement.registry;
     let counts = [

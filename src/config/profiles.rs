@@ -62,6 +62,9 @@ fn read_profile(section: &mut Section<'_>) -> Option<Profile> {
         record_storage_ms: positive_duration_ms(section, "record_storage"),
         record_transport_ms: positive_duration_ms(section, "record_transport"),
         record_excursion_ms: positive_duration_ms(section, "record_excursion"),
+        notify_at_least: section.count("notify_at_least"),
+        power_alarm: section.flag("power_alarm").unwrap_or(false),
+        retention: section.text("retention"),
         source: section.text("source").unwrap_or_default(),
         verified: section.flag("verified").unwrap_or(false),
     })

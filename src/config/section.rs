@@ -142,6 +142,14 @@ impl<'a> Section<'a> {
         self.take(key, "a number", number_of)
     }
 
+    /// Returns a whole number that is not below zero.
+    pub(crate) fn count(&mut self, key: &'static str) -> Option<u32> {
+        self.take(key, "a whole number", |value| match value {
+            DeValue::Integer(integer) if integer.radix() == 10 => integer.as_str().replace('_', "").parse().ok(),
+            _ => None,
+        })
+    }
+
     /// Returns a number; `true` stands for 1 and `false` for 0.
     pub(crate) fn number_or_flag(&mut self, key: &'static str) -> Option<f64> {
         self.take(key, "a number, true or false", |value| match value {
@@ -204,11 +212,6 @@ impl<'a> Section<'a> {
             DeValue::Datetime(time) => Some(time.to_string()),
             _ => None,
         })
-    }
-
-    /// Treats a key as known, after a problem with it was noted.
-    pub(crate) fn ignore(&mut self, key: &'static str) {
-        self.asked.push(key);
     }
 
     /// Treats all keys as known, after a problem was noted that makes them meaningless.

@@ -18,6 +18,9 @@ pub enum HistoryError {
     /// The list of series makes no sense: restore the file.
     #[error("row {id} of the history's series is damaged")]
     DamagedSeries { id: u32 },
+    /// The state that judging went on from cannot be read: restore the file.
+    #[error("the history's snapshot is damaged")]
+    DamagedSnapshot,
     /// The file was written by a later version, or is not a history: stop.
     #[error("the history has format {found}; this program reads format {expected}")]
     Format { found: i64, expected: i64 },

@@ -17,9 +17,10 @@
 //! ```
 //!
 //! [`History::commit`] makes everything durable in one transaction: the log as one row of `recent`, the blocks sealed
-//! since, and the **cursor**: the history holds every reading of the journal's entries before it. After a crash the
-//! caller plays the journal again from that cursor; [`History::open`] plays the rows of `recent` again. A commit that
-//! fails changes nothing and loses nothing: all is still in memory, and the next one takes it along.
+//! since, the **cursor**, and the **snapshot** of what judges: the history holds every reading of the journal's entries
+//! before the cursor and none behind it. After a crash the caller plays the journal again from there;
+//! [`History::open`] plays the rows of `recent` again. A commit that fails changes nothing and loses nothing: all is
+//! still in memory, and the next one takes it along.
 //!
 //! # Invariants
 //!
@@ -43,7 +44,9 @@ mod log;
 mod metrics;
 mod reader;
 mod schema;
+mod snapshot;
 mod store;
+mod touched;
 
 #[cfg(test)]
 mod tests;
@@ -51,4 +54,7 @@ mod tests;
 pub use error::HistoryError;
 pub use metrics::HistoryMetrics;
 pub use reader::{Bucket, HistoryReader, RecentReadings, merge, thin};
+pub use schema::make;
+pub use snapshot::{CHECKPOINT_SPACING_MS, Checkpoints, SavedUnit, Snapshot};
 pub use store::{History, HistoryOptions, HistorySeriesId};
+pub use touched::{ClosedDays, DAY_MS, TouchedDays, day_of, day_start};

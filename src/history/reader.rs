@@ -11,7 +11,7 @@ use super::{HistoryError, block, schema};
 /// Reads the history beside the daemon that writes it, or without one.
 #[derive(Debug)]
 pub struct HistoryReader {
-    connection: Connection,
+    pub(super) connection: Connection,
 }
 
 /// The readings that are durable but not in blocks yet, of all series.
@@ -42,6 +42,24 @@ impl HistoryReader {
     /// Opens an existing history for reading.
     pub fn open(path: &Path) -> Result<Self, HistoryError> {
         Ok(Self { connection: schema::open_reader(path)? })
+    }
+
+    /// Shows the file from now on as it is now, whatever is committed meanwhile; the writer does not wait for it.
+    ///
+    /// What the writer's log holds cannot be folded into the file meanwhile, so this is for exports, not for pages.
+    pub fn hold_still(&self) -> Result<(), HistoryError> {
+        if !self.connection.is_autocommit() {
+            self.connection.execute_batch("COMMIT")?;
+        }
+        self.connection.execute_batch("BEGIN")?;
+        // Only the first look fixes what is seen.
+        self.cursor()?;
+        Ok(())
+    }
+
+    /// Returns the cursor of the last commit: every reading of the journal's entries before it is in the file.
+    pub fn cursor(&self) -> Result<u64, HistoryError> {
+        Ok(self.connection.query_row("SELECT value FROM cursor", [], |row| row.get(0))?)
     }
 
     /// Returns the series, of one operator or one unit where that is asked for, in their order.
@@ -156,15 +174,20 @@ impl HistoryReader {
 }
 
 fn series_key(row: &Row<'_>) -> Result<SeriesKey, HistoryError> {
-    let damaged = HistoryError::DamagedSeries { id: row.get(0)? };
-    let text = |column| row.get_ref(column).and_then(|value| value.as_str().map_err(Into::into));
-    let (operator, unit) = (Name::new(text(1)?), Name::new(text(2)?));
-    match (operator, unit, Kind::from_code(row.get(4)?)) {
-        (Ok(operator), Ok(unit), Some(kind)) => {
-            Ok(SeriesKey { unit: UnitKey { operator, unit }, sensor: text(3)?.into(), kind })
-        }
-        _ => Err(damaged),
-    }
+    let id = row.get(0)?;
+    let sensor = row.get_ref(3)?.as_str().map_err(rusqlite::Error::from)?.into();
+    let kind = Kind::from_code(row.get(4)?).ok_or(HistoryError::DamagedSeries { id })?;
+    Ok(SeriesKey { unit: unit_key(row)?, sensor, kind })
+}
+
+/// Reads the unit of a row that begins with a series' id, the operator and the unit.
+pub(crate) fn unit_key(row: &Row<'_>) -> Result<UnitKey, HistoryError> {
+    let id = row.get(0)?;
+    let name = |column| -> Result<Name, HistoryError> {
+        let text = row.get_ref(column)?.as_str().map_err(rusqlite::Error::from)?;
+        Name::new(text).map_err(|_| HistoryError::DamagedSeries { id })
+    };
+    Ok(UnitKey { operator: name(1)?, unit: name(2)? })
 }
 
 /// Merges two lists, each oldest first; of two readings at one millisecond the first list's stays.
@@ -205,4 +228,35 @@ pub fn thin(readings: &[Reading], step_ms: i64) -> Vec<Bucket> {
             }
         })
         .collect()
+}
+
+/// How many blocks are read at once, at most, where a series is read piece by piece.
+const PIECE_BLOCKS: usize = 64;
+
+/// Reading everything, piece by piece.
+impl HistoryReader {
+    /// Returns `[from, to)` cut into spans of a bounded number of blocks of a series, for one read after the other.
+    pub fn pieces(
+        &self,
+        key: &SeriesKey,
+        from: Timestamp,
+        to: Timestamp,
+    ) -> Result<Vec<(Timestamp, Timestamp)>, HistoryError> {
+        let mut bounds = vec![from];
+        if let Some(id) = self.series_id(key)? {
+            let select =
+                "SELECT start_ms FROM block WHERE series = ?1 AND start_ms > ?2 AND start_ms < ?3 ORDER BY start_ms";
+            let mut statement = self.connection.prepare_cached(select)?;
+            let mut rows = statement.query(params![id, from.as_millis(), to.as_millis()])?;
+            let mut blocks = 0;
+            while let Some(row) = rows.next()? {
+                blocks += 1;
+                if blocks % PIECE_BLOCKS == 0 {
+                    bounds.push(Timestamp::from_millis(row.get(0)?));
+                }
+            }
+        }
+        bounds.push(to);
+        Ok(bounds.windows(2).map(|pair| (pair[0], pair[1])).collect())
+    }
 }

@@ -6,7 +6,7 @@ use rusqlite::{Connection, OpenFlags};
 use super::HistoryError;
 
 /// The version of the tables, kept as SQLite's `user_version`.
-const FORMAT: i64 = 1;
+const FORMAT: i64 = 2;
 
 /// How long a statement waits for another process before it gives up.
 const BUSY_TIMEOUT: Duration = Duration::from_millis(500);
@@ -40,6 +40,14 @@ const TABLES: &str = "
     INSERT INTO cursor VALUES (0);
 ";
 
+/// Makes the file where there is none, or where a crash left one without tables.
+///
+/// # Errors
+/// The file cannot be made, or is something else.
+pub fn make(path: &Path) -> Result<(), HistoryError> {
+    open_writer(path).map(drop)
+}
+
 /// Opens the file for the one writer, and makes it where there is none.
 pub(crate) fn open_writer(path: &Path) -> Result<Connection, HistoryError> {
     let mut connection = Connection::open(path)?;
@@ -52,6 +60,7 @@ pub(crate) fn open_writer(path: &Path) -> Result<Connection, HistoryError> {
     let transaction = connection.transaction_with_behavior(rusqlite::TransactionBehavior::Immediate)?;
     if format(&transaction)? == 0 && tables(&transaction)? == 0 {
         transaction.execute_batch(TABLES)?;
+        transaction.execute_batch(super::snapshot::TABLES)?;
         transaction.pragma_update(None, "user_version", FORMAT)?;
     }
     check_format(&transaction)?;

@@ -7,6 +7,8 @@ use rusqlite::{Connection, OptionalExtension, Transaction, TransactionBehavior, 
 
 use super::block::{self, Damage, OpenBlock, SealedBlock};
 use super::log::{LogEntry, LogWriter, decompress_log, read_log};
+use super::snapshot::{self, Snapshot};
+use super::touched::{ClosedDays, Touched};
 use super::{HistoryError, HistoryMetrics, schema};
 
 /// How many series have the block that was last asked for kept in memory, still encoded (about 800 bytes each).
@@ -26,6 +28,8 @@ pub struct HistoryOptions {
     pub late_readings: usize,
     /// Readings that the rows of `recent` may hold beyond three times those in open blocks.
     pub spare_recent_readings: u64,
+    /// In which days a reading leaves a mark.
+    pub closed_days: ClosedDays,
     /// Where the history counts.
     pub metrics: HistoryMetrics,
 }
@@ -36,6 +40,7 @@ impl Default for HistoryOptions {
             block_readings: 240,
             late_readings: 512,
             spare_recent_readings: 100_000,
+            closed_days: ClosedDays::default(),
             metrics: HistoryMetrics::default(),
         }
     }
@@ -50,7 +55,7 @@ pub struct HistorySeriesId(u32);
 /// The local series store, as its one writer sees it.
 #[derive(Debug)]
 pub struct History {
-    connection: Connection,
+    pub(super) connection: Connection,
     options: HistoryOptions,
     /// As in the file.
     cursor: u64,
@@ -72,6 +77,8 @@ pub struct History {
     recent: VecDeque<(u32, u64)>,
     /// How many readings are in open blocks and late; those in sealed ones are not.
     open_readings: u64,
+    /// What came for closed days since the last commit.
+    touched: Touched,
     cache: BlockCache,
     /// Holds a series' name while it is looked up.
     name: Vec<u8>,
@@ -121,6 +128,7 @@ impl History {
     pub fn open(path: &Path, options: HistoryOptions) -> Result<Self, HistoryError> {
         let connection = schema::open_writer(path)?;
         let cursor: i64 = connection.query_row("SELECT value FROM cursor", [], |row| row.get(0))?;
+        let touched = Touched::open(&connection, options.closed_days.clone())?;
         let mut history = Self {
             connection,
             options,
@@ -134,6 +142,7 @@ impl History {
             number: 0,
             recent: VecDeque::new(),
             open_readings: 0,
+            touched,
             cache: BlockCache::default(),
             name: vec![],
         };
@@ -172,6 +181,7 @@ impl History {
     /// Adds a reading, newer than the series' newest or late, at a millisecond that [`Self::value_at`] says is free.
     pub fn insert(&mut self, HistorySeriesId(series): HistorySeriesId, reading: Reading) {
         let is_late = self.keep(series, reading);
+        self.touched.note(series, reading.event_time);
         self.log.push(&LogEntry { series, is_late, reading });
         if is_late {
             self.options.metrics.late.inc();
@@ -303,16 +313,69 @@ impl History {
         super::merge(in_order, late.map(|(&event_ms, &late)| reading_of(event_ms, late)).collect())
     }
 
+    /// Returns the newest reading of a series that is not newer than `at`.
+    pub fn newest_until(&self, id: HistorySeriesId, at: Timestamp) -> Result<Option<Reading>, HistoryError> {
+        if let Some(newest) = self.newest(id).filter(|newest| newest.event_time <= at) {
+            return Ok(Some(newest));
+        }
+        let (series, at_ms) = (&self.series[id.0 as usize], at.as_millis());
+        let late = series.late.as_ref().and_then(|late| late.readings.range(..=at_ms).next_back());
+        let late = late.map(|(&event_ms, &late)| reading_of(event_ms, late));
+        let open = series.open.iter().take_while(|reading| reading.event_time <= at).last();
+        let sealed = self.sealed.range((id.0, i64::MIN)..=(id.0, at_ms)).next_back().and_then(|(_, block)| {
+            let readings = block::decode(&block.data).expect("memory holds what seal wrote");
+            readings.into_iter().rfind(|reading| reading.event_time <= at)
+        });
+        let in_file = match block_at_or_before(&self.connection, id.0, at.as_millis())? {
+            None => None,
+            Some(block) => {
+                let readings =
+                    block::decode(&block.data).map_err(|damage| damaged(&self.ids, id.0, block.start_ms, damage))?;
+                readings.into_iter().rfind(|reading| reading.event_time <= at)
+            }
+        };
+        Ok([late, open, sealed, in_file].into_iter().flatten().max_by_key(|reading| reading.event_time))
+    }
+
+    /// Returns every reading of a series newer than `after`, oldest first.
+    pub fn readings_after(&self, id: HistorySeriesId, after: Timestamp) -> Result<Vec<Reading>, HistoryError> {
+        let from = after.plus_millis(1);
+        // Blocks do not overlap: the last that starts at or before `from` is the first that can reach into the span.
+        let select = "SELECT start_ms, data FROM block WHERE series = ?1 AND start_ms >= \
+                      coalesce((SELECT max(start_ms) FROM block WHERE series = ?1 AND start_ms <= ?2), ?2) \
+                      ORDER BY start_ms";
+        let mut statement = self.connection.prepare_cached(select)?;
+        let mut rows = statement.query(params![id.0, from.as_millis()])?;
+        let mut in_file = vec![];
+        while let Some(row) = rows.next()? {
+            let data = row.get_ref(1)?.as_blob().map_err(rusqlite::Error::from)?;
+            let start_ms = row.get(0)?;
+            let readings = block::decode(data).map_err(|damage| damaged(&self.ids, id.0, start_ms, damage))?;
+            in_file.extend(readings.into_iter().filter(|reading| reading.event_time >= from));
+        }
+        Ok(super::merge(in_file, self.open_readings(id, from, Timestamp::MAX)))
+    }
+
+    /// Returns the earliest closed day that a reading of the series has fallen into since the last commit.
+    pub fn touched_day(&self, HistorySeriesId(id): HistorySeriesId) -> Option<i64> {
+        self.touched.day(id)
+    }
+
     /// Returns how many readings came since the last commit; a large backlog calls for an early one.
     pub fn uncommitted_readings(&self) -> u64 {
         self.log.entries()
     }
 
     /// Makes everything durable together with the cursor. Where it fails nothing is lost: the next one takes it along.
-    ///
-    /// The cursor must not be ahead of the ledger's: what is played again after a crash would be found here already.
     pub fn commit(&mut self, cursor: u64) -> Result<(), HistoryError> {
-        if cursor == self.cursor && self.log.entries() == 0 && self.new_series.is_empty() {
+        self.commit_with(cursor, None)
+    }
+
+    /// Makes everything durable together with the cursor and the state of what judges the readings.
+    ///
+    /// The cursor must not be ahead of the ledger's: what the ledger decided would be decided on other grounds.
+    pub fn commit_with(&mut self, cursor: u64, snapshot: Option<&Snapshot>) -> Result<(), HistoryError> {
+        if cursor == self.cursor && self.log.entries() == 0 && self.new_series.is_empty() && snapshot.is_none() {
             return Ok(());
         }
         let due = self.seal_due();
@@ -333,10 +396,15 @@ impl History {
             insert_recent(&transaction, self.number, &self.log)?;
         }
         transaction.prepare_cached("DELETE FROM recent WHERE number < ?1")?.execute([due.oldest_number])?;
+        self.touched.write(&transaction, cursor)?;
+        if let Some(snapshot) = snapshot {
+            snapshot::write(&transaction, snapshot)?;
+        }
         transaction.prepare_cached("UPDATE cursor SET value = ?1")?.execute([cursor as i64])?;
         transaction.commit()?;
 
         self.cursor = cursor;
+        self.touched.clear();
         self.series_written = self.series.len();
         self.new_series.clear();
         for (series, _) in std::mem::take(&mut self.sealed).into_keys() {

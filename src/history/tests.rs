@@ -53,6 +53,31 @@ fn offer(history: &mut History, key: &SeriesKey, reading: Reading) -> bool {
     found.is_none()
 }
 
+#[test]
+fn a_reader_that_holds_still_sees_one_instant_and_no_writer_waits_for_it() {
+    let (_directory, path) = directory();
+    let mut history = History::open(&path, small()).unwrap();
+    let minute = |minute: i64| reading(START_MS + minute * MINUTE_MS, minute as f64);
+    let mut add = |minutes: std::ops::Range<i64>, cursor| {
+        for number in minutes {
+            assert!(offer(&mut history, &key(1), minute(number)));
+        }
+        history.commit(cursor).unwrap();
+    };
+    add(0..7, 7);
+    let reader = HistoryReader::open(&path).unwrap();
+    let seen = || {
+        let recent = reader.recent().unwrap();
+        let readings = reader.read_with(&recent, &key(1), Timestamp::MIN, Timestamp::MAX).unwrap();
+        (reader.cursor().unwrap(), readings.len())
+    };
+    reader.hold_still().unwrap();
+    add(7..30, 30);
+    assert_eq!(seen(), (7, 7));
+    reader.hold_still().unwrap();
+    assert_eq!(seen(), (30, 30));
+}
+
 /// Equal to the last bit: `==` takes −0.0 for 0.0.
 fn bits(readings: &[Reading]) -> Vec<(i64, Option<u64>, u8)> {
     let bits =
@@ -295,13 +320,50 @@ fn a_commit_that_finds_the_disk_full_or_the_file_held_can_be_made_again() {
 }
 
 #[test]
+fn the_newest_until_an_instant_is_found_wherever_it_lies() {
+    let (_directory, path) = directory();
+    let mut history = History::open(&path, small()).unwrap();
+    let id = history.series(&key(0)).unwrap();
+    // Every third minute in order, then one of those between: in the file, in blocks that are not, in the open one, and late.
+    let minutes =
+        (0..20).map(|minute| minute * 3).chain([7, 25]).chain((20..27).map(|minute| minute * 3)).chain([70, 41]);
+    let mut there = Vec::new();
+    for (number, minute) in minutes.enumerate() {
+        assert!(offer(&mut history, &key(0), reading(START_MS + minute * MINUTE_MS, minute as f64)));
+        there.push(minute);
+        if number == 21 {
+            history.commit(1).unwrap();
+        }
+        for instant in -1..82 {
+            let found = history.newest_until(id, at(START_MS + instant * MINUTE_MS)).unwrap();
+            let expected = there.iter().copied().filter(|minute| *minute <= instant).max();
+            assert_eq!(
+                found.and_then(|reading| reading.value),
+                expected.map(|minute| minute as f64),
+                "until {instant}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_file_whose_making_was_interrupted_is_made_anew() {
+    let (_directory, path) = directory();
+    // The tables come in one transaction behind this.
+    Connection::open(&path).unwrap().pragma_update(None, "journal_mode", "wal").unwrap();
+    assert!(matches!(HistoryReader::open(&path), Err(HistoryError::Format { found: 0, .. })));
+    make(&path).unwrap();
+    assert_eq!(HistoryReader::open(&path).unwrap().cursor().unwrap(), 0);
+}
+
+#[test]
 fn a_later_format_is_refused() {
     let (_directory, path) = directory();
     drop(History::open(&path, small()).unwrap());
-    Connection::open(&path).unwrap().pragma_update(None, "user_version", 2).unwrap();
+    Connection::open(&path).unwrap().pragma_update(None, "user_version", 3).unwrap();
     let error = History::open(&path, small()).unwrap_err();
-    assert_eq!(error.to_string(), "the history has format 2; this program reads format 1");
-    assert!(matches!(HistoryReader::open(&path), Err(HistoryError::Format { found: 2, expected: 1 })));
+    assert_eq!(error.to_string(), "the history has format 3; this program reads format 2");
+    assert!(matches!(HistoryReader::open(&path), Err(HistoryError::Format { found: 3, expected: 2 })));
 }
 
 #[test]
@@ -444,6 +506,10 @@ proptest! {
                     prop_assert_eq!(bits(history.newest(id).as_slice()), bits(newest.as_slice()));
                     let free = (event_ms..).find(|event_ms| !model[sensor].contains_key(event_ms)).unwrap();
                     prop_assert_eq!(history.next_free(id, at(event_ms)).unwrap(), at(free));
+                    let until = model[sensor].range(..=event_ms).next_back().map(|(_, &reading)| reading);
+                    prop_assert_eq!(bits(history.newest_until(id, at(event_ms)).unwrap().as_slice()), bits(until.as_slice()));
+                    let after: Vec<_> = model[sensor].range(event_ms + 1..).map(|(_, &reading)| reading).collect();
+                    prop_assert_eq!(bits(&history.readings_after(id, at(event_ms)).unwrap()), bits(&after));
                     let (from, to) = (at(event_ms - 30), at(event_ms));
                     let open = history.open_readings(id, from, to);
                     let reader = HistoryReader::open(&path).unwrap();

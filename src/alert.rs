@@ -72,8 +72,14 @@ pub struct Alert {
     pub excursion_s: f64,
     /// The rest of the episode, in seconds.
     pub unmonitored_s: f64,
+    /// Time before it fired that did not count because the rule was suspended, in seconds.
+    #[serde(default)]
+    pub suspended_s: f64,
     /// Whether readings that came late found or changed it.
     pub late: bool,
+    /// The alert that this one turned out to be a part of, where it was taken back for that.
+    #[serde(default)]
+    pub merged_into: Option<String>,
     /// What was changed after it was told.
     pub amendments: Vec<Amendment>,
     /// For people.

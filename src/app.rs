@@ -19,9 +19,11 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::clock::Clock;
+use crate::compliance::{ComplianceMetrics, Keeper, Sources};
 use crate::config::{ClockSource, Judgement, Loaded};
 use crate::crash_point::crash_point;
 use crate::health::Health;
+use crate::history::{self, ClosedDays, HistoryReader};
 use crate::ingest::{
     AckToken, Acknowledger, IncomingMessage, IngestMetrics, MessageLog, PublishError, Publisher, PublisherTask,
     REMEMBERED_MAX, Source, SubmitError,
@@ -106,9 +108,11 @@ pub async fn start(loaded: Loaded, clock: Arc<dyn Clock>) -> anyhow::Result<App>
         "journal open"
     );
     let (handle, readers) = (journal.handle(), journal.readers());
-    // Made here so that whoever reads finds it; the pipeline opens its own.
+    // Both are made here so that whoever reads finds them; the pipeline opens its own.
     let ledger = Ledger::open(&settings.data_dir)?;
-    let judged = ledger.snapshot()?.map_or(recovery.first_offset, |snapshot| snapshot.next_offset);
+    let history_file = settings.data_dir.join(pipeline::HISTORY_FILE);
+    history::make(&history_file)?;
+    let judged = HistoryReader::open(&history_file)?.cursor()?.max(recovery.first_offset);
     let pipeline_cursor = journal.register("pipeline", judged);
     let sink_cursor = match &settings.influxdb2 {
         Some(_) => {
@@ -158,16 +162,31 @@ pub async fn start(loaded: Loaded, clock: Arc<dyn Clock>) -> anyhow::Result<App>
         events: broadcast::channel(STREAM_BACKLOG).0,
         readings: broadcast::channel(STREAM_BACKLOG).0,
         next_deadline_ms: Arc::new(AtomicI64::new(i64::MAX)),
+        next_quiet_ms: Arc::new(AtomicI64::new(i64::MAX)),
         committed: watch::channel(0).0,
     };
     registry.register(Box::new(shared.accounting.clone()))?;
+    let closed_days = ClosedDays::default();
+    let sources = Sources {
+        data_dir: settings.data_dir.clone(),
+        live: shared.live.clone(),
+        judgement: Arc::clone(&judgement),
+        history_retention_ms: settings.history_retention_ms,
+    };
+    let keeper = Keeper::open(sources, closed_days.clone(), ComplianceMetrics::register(&registry)?);
+    let stop = stages.telling.clone();
+    tasks.spawn(async move {
+        keeper.run(stop).await;
+        ("compliance", Ok(()))
+    });
     let options = PipelineOptions {
         data_dir: settings.data_dir.clone(),
         history_retention_ms: settings.history_retention_ms,
         dead_letters_max_size_bytes: settings.dead_letters_max_size_bytes,
         snapshot_every_bytes: settings.journal_max_size_bytes / 8,
         exercise: judgement.clock == ClockSource::Readings,
-        history_metrics: crate::history::HistoryMetrics::register(&registry)?,
+        closed_days,
+        history_metrics: history::HistoryMetrics::register(&registry)?,
         clock: Arc::clone(&clock),
     };
     spawn_thread(&mut tasks, "pipeline", {
@@ -180,6 +199,7 @@ pub async fn start(loaded: Loaded, clock: Arc<dyn Clock>) -> anyhow::Result<App>
         handle: handle.clone(),
         clock: Arc::clone(&clock),
         next_deadline_ms: (judgement.clock == ClockSource::System).then(|| Arc::clone(&shared.next_deadline_ms)),
+        next_quiet_ms: Arc::clone(&shared.next_quiet_ms),
     };
     let stop = stages.intake.clone();
     tasks.spawn(async move { ("ticks", ticks.run(stop).await) });
@@ -234,6 +254,7 @@ pub async fn start(loaded: Loaded, clock: Arc<dyn Clock>) -> anyhow::Result<App>
             data_dir: settings.data_dir.clone(),
             shared: shared.clone(),
             judgement,
+            history_retention_ms: settings.history_retention_ms,
             health: health.clone(),
             metrics: registry,
             redrive: redrive(handle.clone(), redrive_data_dir, clock),
@@ -276,7 +297,7 @@ impl App {
         self.stages.judging.cancel();
         self.wait_for(&["pipeline"]).await;
         self.stages.telling.cancel();
-        self.wait_for(&["series", "outbox", "publisher", "web"]).await;
+        self.wait_for(&["series", "outbox", "publisher", "compliance", "web"]).await;
         tracing::info!("stopped");
         match died {
             Some(error) => Err(error),
@@ -382,6 +403,8 @@ struct Ticks {
     clock: Arc<dyn Clock>,
     /// When the rules next want to know the time; none where readings bring it.
     next_deadline_ms: Option<Arc<AtomicI64>>,
+    /// When late readings are next to be judged.
+    next_quiet_ms: Arc<AtomicI64>,
 }
 
 impl Ticks {
@@ -396,7 +419,9 @@ impl Ticks {
             }
             let now = self.clock.now();
             let deadline_ms = self.next_deadline_ms.as_ref().map(|deadline| deadline.load(Ordering::Acquire));
-            let is_asked_for = deadline_ms.is_some_and(|deadline_ms| deadline_ms <= now.as_millis())
+            let quiet_ms = self.next_quiet_ms.load(Ordering::Acquire);
+            let next_ms = deadline_ms.map_or(quiet_ms, |deadline_ms| deadline_ms.min(quiet_ms));
+            let is_asked_for = next_ms <= now.as_millis()
                 // One tick is enough until the pipeline has seen it.
                 && now.millis_since(last_tick) >= 200;
             if is_asked_for || now.millis_since(last_tick) >= TICK_INTERVAL_MS {

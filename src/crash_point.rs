@@ -5,7 +5,7 @@
 
 /// Every point, on the way that a message takes.
 #[cfg(feature = "e2e")]
-pub const CRASH_POINTS: [&str; 19] = [
+pub const CRASH_POINTS: [&str; 20] = [
     // The source has given a message to the journal's queue.
     "source-submitted",
     // A block is ready, nothing of it is in the file.
@@ -24,15 +24,17 @@ pub const CRASH_POINTS: [&str; 19] = [
     "journal-segment-deleted",
     // A new configuration judges, which the ledger does not say yet.
     "pipeline-configured",
+    // A unit is judged again, no alert of it is amended.
+    "rejudged",
+    // Its alerts are amended, in a transaction that is not committed.
+    "amended",
     // A batch is judged, the ledger knows nothing of it.
     "pipeline-applied",
     // The ledger has the batch, nobody was told.
     "pipeline-committed",
-    // The ledger is ahead of the history and of the snapshot.
+    // The ledger is ahead of the history and of the snapshot in it.
     "snapshot-before-history",
-    // The history is ahead of the snapshot.
-    "snapshot-after-history",
-    // The snapshot is made, the journal's cursor has not moved.
+    // The history and the snapshot are on disk, the journal's cursor has not moved.
     "snapshot-made",
     // A batch for the series database is ready.
     "sink-before-request",

@@ -11,12 +11,11 @@
 mod dead_letters;
 mod reader;
 mod sink_progress;
-mod snapshot;
 
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use frostline_core::model::{SeriesKey, Timestamp};
+use frostline_core::model::Timestamp;
 use rusqlite::{Connection, OptionalExtension, params};
 
 use crate::alert::{Alert, AlertState};
@@ -24,10 +23,9 @@ use crate::alert::{Alert, AlertState};
 pub use dead_letters::{DeadLetter, DeadMessage};
 pub use reader::{AlertFilter, AlertPage, LedgerReader};
 pub use sink_progress::{Delivery, SinkProgress, ToldAlert};
-pub use snapshot::{Snapshot, SnapshotUnit};
 
 /// The version of the file's layout; a ledger of another version is refused.
-const SCHEMA_VERSION: i64 = 1;
+const SCHEMA_VERSION: i64 = 2;
 
 /// The file's name in the data directory.
 const FILE_NAME: &str = "ledger.db";
@@ -38,6 +36,9 @@ pub enum LedgerError {
     /// The disk is full: wait for room and try again.
     #[error("the ledger's disk is full")]
     DiskFull(#[source] rusqlite::Error),
+    /// Another writer has held the file for long: try again.
+    #[error("the ledger is being written by somebody else")]
+    Busy(#[source] rusqlite::Error),
     /// The data directory was written by another version.
     #[error("the ledger has layout {found}; this version reads layout {SCHEMA_VERSION}")]
     Version {
@@ -57,10 +58,18 @@ pub enum LedgerError {
     Sqlite(#[source] rusqlite::Error),
 }
 
+impl LedgerError {
+    /// Returns whether waiting can mend it.
+    pub fn is_temporary(&self) -> bool {
+        matches!(self, Self::DiskFull(_) | Self::Busy(_))
+    }
+}
+
 impl From<rusqlite::Error> for LedgerError {
     fn from(error: rusqlite::Error) -> Self {
         match error.sqlite_error_code() {
             Some(rusqlite::ErrorCode::DiskFull | rusqlite::ErrorCode::SystemIoFailure) => Self::DiskFull(error),
+            Some(rusqlite::ErrorCode::DatabaseBusy | rusqlite::ErrorCode::DatabaseLocked) => Self::Busy(error),
             _ => Self::Sqlite(error),
         }
     }
@@ -129,9 +138,7 @@ impl Ledger {
 
     /// Returns how far the ledger has got.
     pub fn cursor(&self) -> Result<Cursor, LedgerError> {
-        let mut statement = self.connection.prepare_cached("SELECT next_offset, now_ms FROM cursor")?;
-        Ok(statement
-            .query_row([], |row| Ok(Cursor { next_offset: row.get(0)?, now: Timestamp::from_millis(row.get(1)?) }))?)
+        read_cursor(&self.connection)
     }
 
     /// Returns the persistent totals.
@@ -224,6 +231,29 @@ impl Ledger {
         Ok(alerts)
     }
 
+    /// Returns the episodes of a unit that start at `from` or later, and those retracted that were thought to last until
+    /// then.
+    pub fn episodes_from(&self, operator: &str, unit: &str, from: Timestamp) -> Result<Vec<StoredAlert>, LedgerError> {
+        let mut statement = self.connection.prepare_cached(
+            "SELECT body, first_seq FROM alert WHERE operator = ?1 AND unit = ?2
+               AND (started_at_ms >= ?3 OR state = 'retracted' AND coalesce(resolved_at_ms, ?3) >= ?3)",
+        )?;
+        let mut rows = statement.query(params![operator, unit, from.as_millis()])?;
+        let mut alerts = Vec::new();
+        while let Some(row) = rows.next()? {
+            alerts.push(stored_alert(row.get_ref(0)?.as_str().map_err(rusqlite::Error::from)?, row.get(1)?)?);
+        }
+        Ok(alerts)
+    }
+
+    /// Writes the new state of an alert that is there already, whatever its series measures.
+    pub fn put_alert_state(&mut self, alert: &Alert) -> Result<(), LedgerError> {
+        self.begin()?;
+        let mut statement = self.connection.prepare_cached("UPDATE alert SET state = ?2, body = ?3 WHERE id = ?1")?;
+        statement.execute(params![alert.id, alert.state.as_str(), to_json(alert)])?;
+        Ok(())
+    }
+
     /// Returns whether an episode has this id already.
     pub fn has_alert(&self, id: &str) -> Result<bool, LedgerError> {
         let mut statement = self.connection.prepare_cached("SELECT 1 FROM alert WHERE id = ?1")?;
@@ -233,10 +263,12 @@ impl Ledger {
     /// Writes an alert as it is now; `kind` is that of its series.
     pub fn put_alert(&mut self, alert: &Alert, kind: &str) -> Result<(), LedgerError> {
         self.begin()?;
+        // No alert is ever deleted, so its row's own number grows with each; to look for the greatest of `first_seq` would
+        // take reading them all.
         let mut statement = self.connection.prepare_cached(
             "INSERT INTO alert
              VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7, ?8, ?9, ?10, ?11, ?12, ?13, ?14,
-                     (SELECT coalesce(max(first_seq), 0) + 1 FROM alert), ?15)
+                     (SELECT coalesce(max(rowid), 0) + 1 FROM alert), ?15)
              ON CONFLICT (id) DO UPDATE SET severity = excluded.severity, state = excluded.state,
                  handling = excluded.handling, jurisdiction = excluded.jurisdiction, category = excluded.category,
                  started_at_ms = excluded.started_at_ms, fired_at_ms = excluded.fired_at_ms,
@@ -292,10 +324,12 @@ impl Ledger {
         Ok(seq)
     }
 
-    /// Returns the tellings of an alert that stand (are not superseded), oldest first: (state, event time, value).
+    /// Returns the points of an alert that stand, as the last telling of each leaves it: (state, event time, value).
     pub fn tellings(&self, alert_id: &str) -> Result<Vec<(AlertState, Timestamp, Option<f64>)>, LedgerError> {
         let mut statement = self.connection.prepare_cached(
-            "SELECT state, event_time_ms, value FROM told WHERE alert_id = ?1 AND superseded = 0 ORDER BY seq",
+            // Of each group SQLite takes the columns from the row that has the maximum.
+            "SELECT state, event_time_ms, value, superseded, max(seq) AS last FROM told WHERE alert_id = ?1
+             GROUP BY state, event_time_ms HAVING superseded = 0 ORDER BY last",
         )?;
         let rows = statement.query_map([alert_id], |row| {
             let state = match row.get_ref(0)?.as_str()? {
@@ -348,33 +382,6 @@ impl Ledger {
         read_exceptions(&self.connection, offsets)
     }
 
-    /// Widens the range of a series that has to be judged again.
-    pub fn mark_dirty(
-        &mut self,
-        series: &SeriesKey,
-        from: Timestamp,
-        to: Timestamp,
-        journal_offset: u64,
-    ) -> Result<(), LedgerError> {
-        self.begin()?;
-        self.connection
-            .prepare_cached(
-                "INSERT INTO dirty VALUES (?1, ?2, ?3, ?4, ?5, ?6, ?7) ON CONFLICT DO UPDATE SET
-                     from_ms = min(from_ms, excluded.from_ms), to_ms = max(to_ms, excluded.to_ms),
-                     journal_offset = excluded.journal_offset",
-            )?
-            .execute(params![
-                series.unit.operator.as_str(),
-                series.unit.unit.as_str(),
-                &*series.sensor,
-                series.kind.as_str(),
-                from.as_millis(),
-                to.as_millis(),
-                journal_offset,
-            ])?;
-        Ok(())
-    }
-
     /// Notes what a device says of itself, unless something newer is known.
     pub fn put_status(
         &mut self,
@@ -424,6 +431,12 @@ fn configure(connection: &Connection) -> Result<(), LedgerError> {
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON; PRAGMA temp_store = MEMORY",
     )?;
     Ok(())
+}
+
+fn read_cursor(connection: &Connection) -> Result<Cursor, LedgerError> {
+    let mut statement = connection.prepare_cached("SELECT next_offset, now_ms FROM cursor")?;
+    Ok(statement
+        .query_row([], |row| Ok(Cursor { next_offset: row.get(0)?, now: Timestamp::from_millis(row.get(1)?) }))?)
 }
 
 fn read_exceptions(

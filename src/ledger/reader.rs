@@ -1,6 +1,7 @@
 //! Reading what was decided, for pages and commands; also while the daemon runs.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 
 use frostline_core::model::Timestamp;
@@ -8,7 +9,7 @@ use rusqlite::types::Value;
 use rusqlite::{Connection, OpenFlags, OptionalExtension, params};
 
 use super::sink_progress::{ToldAlert, told_from};
-use super::{FILE_NAME, LedgerError, from_json};
+use super::{Cursor, FILE_NAME, LedgerError, configuration_below, from_json, read_cursor, read_exceptions};
 use crate::alert::Alert;
 
 /// A connection that reads only.
@@ -169,5 +170,42 @@ impl LedgerReader {
             Ok((row.get(0)?, row.get(1)?, row.get(2)?, Timestamp::from_millis(row.get(3)?)))
         })?;
         Ok(rows.collect::<Result<_, _>>()?)
+    }
+}
+
+/// What an export reads.
+impl LedgerReader {
+    /// Returns how far the ledger has got.
+    pub fn cursor(&self) -> Result<Cursor, LedgerError> {
+        read_cursor(&self.connection)
+    }
+
+    /// Returns the newest configuration that took effect before a journal entry: its own offset and its content.
+    pub fn configuration_before(&self, journal_offset: u64) -> Result<Option<(u64, String)>, LedgerError> {
+        configuration_below(&self.connection, journal_offset)
+    }
+
+    /// Returns the exceptions of the journal entries in `offsets`.
+    pub fn exceptions(&self, offsets: Range<u64>) -> Result<BTreeMap<(u64, usize), Option<Timestamp>>, LedgerError> {
+        read_exceptions(&self.connection, offsets)
+    }
+
+    /// Gives every alert that shares an instant with `[from, to)` to `take`, as the JSON that was written, in the order
+    /// of operator, unit, sensor, rule and start. All are of one moment.
+    pub fn each_alert<E: From<LedgerError>>(
+        &self,
+        from: Timestamp,
+        to: Timestamp,
+        mut take: impl FnMut(&str) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let select = "SELECT body FROM alert WHERE started_at_ms < ?2 AND coalesce(resolved_at_ms, ?2) >= ?1
+             ORDER BY operator, unit, sensor, rule, started_at_ms, fired_at_ms";
+        let mut statement = self.connection.prepare_cached(select).map_err(LedgerError::from)?;
+        let mut rows = statement.query(params![from.as_millis(), to.as_millis()]).map_err(LedgerError::from)?;
+        while let Some(row) = rows.next().map_err(LedgerError::from)? {
+            let body = row.get_ref(0).map_err(LedgerError::from)?.as_str();
+            take(body.map_err(|error| LedgerError::Content { table: "alert", detail: error.to_string() })?)?;
+        }
+        Ok(())
     }
 }

@@ -105,18 +105,6 @@ CREATE TABLE exception (
     PRIMARY KEY (journal_offset, item)
 ) STRICT, WITHOUT ROWID;
 
--- Ranges that late readings have touched and that have not been judged again.
-CREATE TABLE dirty (
-    operator        TEXT NOT NULL,
-    unit            TEXT NOT NULL,
-    sensor          TEXT NOT NULL,
-    kind            TEXT NOT NULL,
-    from_ms         INTEGER NOT NULL,
-    to_ms           INTEGER NOT NULL,
-    journal_offset  INTEGER NOT NULL,
-    PRIMARY KEY (operator, unit, sensor, kind)
-) STRICT, WITHOUT ROWID;
-
 -- What devices say of themselves; judges nothing.
 CREATE TABLE status (
     operator        TEXT NOT NULL,
@@ -132,17 +120,4 @@ CREATE TABLE sink (
     name            TEXT PRIMARY KEY,
     next_offset     INTEGER NOT NULL,
     next_told       INTEGER NOT NULL
-) STRICT, WITHOUT ROWID;
-
--- The state that judging went on from, unit by unit, all as of one journal offset.
-CREATE TABLE snapshot (
-    id              INTEGER PRIMARY KEY CHECK (id = 1),
-    next_offset     INTEGER NOT NULL,
-    state           BLOB NOT NULL
-) STRICT;
-CREATE TABLE snapshot_unit (
-    operator        TEXT NOT NULL,
-    unit            TEXT NOT NULL,
-    state           BLOB NOT NULL,
-    PRIMARY KEY (operator, unit)
 ) STRICT, WITHOUT ROWID;

@@ -119,9 +119,9 @@ impl SinkProgress {
         Ok(rows.collect::<Result<_, _>>()?)
     }
 
-    /// Notes that the receiver has confirmed a delivery.
-    pub fn delivered(&self, seq: i64) -> Result<(), LedgerError> {
-        self.connection.prepare_cached("DELETE FROM outbox WHERE seq = ?1")?.execute([seq])?;
+    /// Notes that the receiver has confirmed every delivery up to this one.
+    pub fn delivered_until(&self, seq: i64) -> Result<(), LedgerError> {
+        self.connection.prepare_cached("DELETE FROM outbox WHERE channel = 'mqtt' AND seq <= ?1")?.execute([seq])?;
         Ok(())
     }
 }

@@ -10,7 +10,7 @@ use crate::crash_point::crash_point;
 use crate::ledger::{Delivery, LedgerError, SinkProgress};
 
 /// How many deliveries are read at once.
-const BATCH: usize = 256;
+const BATCH: usize = 64;
 /// How long to wait after a failure before the same delivery is tried again.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -55,19 +55,25 @@ pub async fn run(
             }
             continue;
         }
-        for delivery in waiting {
+        let mut delivered = None;
+        for delivery in &waiting {
+            tokio::select! {
+                biased;
+                () = stop.cancelled() => break,
+                () = deliver(&broker, delivery, &metrics) => delivered = Some(delivery.seq),
+            }
+        }
+        let Some(last) = delivered else { return Ok(()) };
+        // Once for all of them, since each time has to wait for the pipeline's turn at the ledger.
+        while let Err(error) = with(&outbox, move |outbox| outbox.delivered_until(last)).await {
+            // A full disk is waited for, as everywhere else.
+            if !error.is_temporary() {
+                return Err(error);
+            }
+            tracing::warn!(error = &error as &dyn std::error::Error, "deliveries cannot be noted yet");
             tokio::select! {
                 () = stop.cancelled() => return Ok(()),
-                () = deliver(&broker, &delivery, &metrics) => {}
-            }
-            while let Err(error) = with(&outbox, move |outbox| outbox.delivered(delivery.seq)).await {
-                // A full disk is waited for, as everywhere else.
-                let LedgerError::DiskFull(_) = error else { return Err(error) };
-                tracing::warn!(error = &error as &dyn std::error::Error, "a delivery cannot be noted yet");
-                tokio::select! {
-                    () = stop.cancelled() => return Ok(()),
-                    () = tokio::time::sleep(RETRY_AFTER) => {}
-                }
+                () = tokio::time::sleep(RETRY_AFTER) => {}
             }
         }
     }

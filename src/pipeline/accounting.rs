@@ -1,6 +1,7 @@
 //! Totals that survive restarts, scraped as one snapshot.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use frostline_core::codec::DeadLetterReason;
@@ -33,11 +34,19 @@ pub(crate) const SEQUENCE_REPEATS: &str = "sequence_repeats";
 pub(crate) const SEQUENCE_INVALID: &str = "sequence_invalid";
 /// Messages that are no readings and no errors either, by reason.
 pub(crate) const MESSAGES_IGNORED: &str = "messages_ignored";
+/// Times that a device's clock was found to have been set.
+pub(crate) const CLOCK_JUMPS: &str = "clock_jumps";
+/// Units whose late readings were judged.
+pub(crate) const REJUDGED_UNITS: &str = "rejudged_units";
+/// Readings judged once more for that.
+pub(crate) const REJUDGED_READINGS: &str = "rejudged_readings";
+/// Revisions of alerts that had been told, by reason.
+pub(crate) const AMENDMENTS: &str = "amendments";
 /// Transitions told, by state.
 pub(crate) const ALERTS_TOLD: &str = "alerts_told";
 
 /// Every total: its name, the name of its label (none for a plain one), and what it counts.
-const TOTALS: [(&str, Option<&str>, &str); 13] = [
+const TOTALS: [(&str, Option<&str>, &str); 17] = [
     (RECEIVED, Some("route"), "Readings decoded; a message that cannot be decoded counts as one"),
     (STORED, Some("route"), "Readings accepted into the history"),
     (DUPLICATE, Some("route"), "Readings equal to one already accepted for their series and millisecond"),
@@ -50,6 +59,10 @@ const TOTALS: [(&str, Option<&str>, &str); 13] = [
     (SEQUENCE_REPEATS, None, "Messages with a sequence number that their unit had used before"),
     (SEQUENCE_INVALID, None, "Messages whose sequence number is not an unsigned integer"),
     (MESSAGES_IGNORED, Some("reason"), "Messages that are neither readings nor errors"),
+    (CLOCK_JUMPS, None, "Times that the clock of a unit's device was found to have been set by more than a minute"),
+    (REJUDGED_UNITS, None, "Times that a unit was judged again because of what came late"),
+    (REJUDGED_READINGS, None, "Readings judged once more for that"),
+    (AMENDMENTS, Some("reason"), "Revisions of alerts after they had been told"),
     (ALERTS_TOLD, Some("state"), "Transitions of alerts told"),
 ];
 
@@ -85,7 +98,13 @@ impl std::iter::Sum for Terms {
 
 /// The totals as of the ledger's last commit; clones share them.
 #[derive(Debug, Clone, Default)]
-pub struct Accounting(Arc<Mutex<Totals>>);
+pub struct Accounting {
+    totals: Arc<Mutex<Totals>>,
+    /// How many units' clocks are ahead; unlike the totals it may fall again.
+    units_clock_ahead: Arc<AtomicU64>,
+    /// How many units wait to be judged again.
+    units_dirty: Arc<AtomicU64>,
+}
 
 impl Accounting {
     /// Returns the totals of one moment.
@@ -126,8 +145,16 @@ impl Accounting {
         }
     }
 
+    pub(crate) fn show_units_clock_ahead(&self, units: usize) {
+        self.units_clock_ahead.store(units as u64, Ordering::Relaxed);
+    }
+
+    pub(crate) fn show_units_dirty(&self, units: usize) {
+        self.units_dirty.store(units as u64, Ordering::Relaxed);
+    }
+
     fn lock(&self) -> MutexGuard<'_, Totals> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -163,6 +190,12 @@ impl Collector for Accounting {
             in_flight.mut_metric().push(sample(Some(("route", &route)), terms.in_flight, true));
         }
         families.push(in_flight);
+        let mut ahead = family("frostline_units_clock_ahead", "Units whose device's clock is ahead", true);
+        ahead.mut_metric().push(sample(None, self.units_clock_ahead.load(Ordering::Relaxed), true));
+        families.push(ahead);
+        let mut dirty = family("frostline_units_dirty", "Units with late readings that are still to be judged", true);
+        dirty.mut_metric().push(sample(None, self.units_dirty.load(Ordering::Relaxed), true));
+        families.push(dirty);
         families.retain(|family| !family.get_metric().is_empty());
         families
     }

@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use frostline_core::model::{Kind, Reading, SeriesKey, Timestamp, UnitKey};
 use frostline_core::rules::{
-    Change, Condition, Engine, Episode, LimitSource, Rule, Transition, episode_id, limits_in_force,
+    Change, Condition, Engine, Episode, Era, LimitSource, Rule, Transition, episode_id, limits_in_force,
 };
 
+use super::state::SeriesState;
 use super::{Pipeline, PipelineError, accounting};
-use crate::alert::{Alert, AlertState, Amendment, Handling, Message, Time};
-use crate::config::{Bundle, Judgement};
+use crate::alert::{Alert, AlertState, Handling, Message, Time};
+use crate::config::Judgement;
 use crate::ledger::{EpisodeSeries, StoredAlert, Telling};
 
 /// What a listener of the stream gets.
@@ -36,17 +37,21 @@ pub struct ReadingEvent {
 
 /// Whom a transition concerns.
 #[derive(Clone)]
-struct Concerned {
-    unit: UnitKey,
-    sensor: Option<Box<str>>,
+pub(super) struct Concerned {
+    pub(super) unit: UnitKey,
+    pub(super) sensor: Option<Box<str>>,
 }
 
-/// Builds an engine for a configuration that was loaded at `registered_at`.
-pub(super) fn new_engine(judgement: &Judgement, registered_at: Timestamp) -> Engine {
-    let mut engine =
-        Engine::new(Arc::clone(&judgement.rules), Arc::clone(&judgement.registry), judgement.settle_ms, registered_at);
+/// Builds an engine for a first configuration, loaded at `loaded_at`.
+pub(super) fn new_engine(judgement: &Judgement, loaded_at: Timestamp) -> Engine {
+    let mut engine = Engine::new(era(judgement, loaded_at), judgement.settle_ms);
     engine.tell_pending(true);
     engine
+}
+
+/// Returns what a configuration says to the rules.
+pub(super) fn era(judgement: &Judgement, loaded_at: Timestamp) -> Era {
+    Era { loaded_at, rules: Arc::clone(&judgement.rules), registry: Arc::clone(&judgement.registry) }
 }
 
 impl Pipeline {
@@ -60,31 +65,24 @@ impl Pipeline {
         Ok(())
     }
 
-    /// Goes over to another configuration: tells what ends by that, then what begins.
-    pub(super) fn reconfigure(
-        &mut self,
-        judgement: Arc<Judgement>,
-        hash: [u8; 32],
-        at: Timestamp,
-    ) -> Result<(), PipelineError> {
-        let mut transitions = Vec::new();
-        self.engine.end_rules_not_in(&judgement.rules, at, &mut transitions);
-        self.take_transitions(&mut transitions)?;
-        let blank = new_engine(&Bundle::empty().1, at);
-        let old = std::mem::replace(&mut self.engine, blank);
-        let (rules, registry) = (Arc::clone(&judgement.rules), Arc::clone(&judgement.registry));
-        self.engine = old.reconfigure(rules, registry, judgement.settle_ms, at, &mut transitions);
+    /// Goes over to the configuration of the journal entry at `offset`, in force from the instant `at` on.
+    pub(super) fn reconfigure(&mut self, offset: u64, judgement: Arc<Judgement>, hash: [u8; 32], at: Timestamp) {
+        if self.eras.is_empty() {
+            self.engine = new_engine(&judgement, at);
+            // Where readings bring the time, the first one is on its way already, under a short name of no engine.
+            for unit in self.units.iter_mut() {
+                for series in &mut unit.series {
+                    let key = SeriesKey { unit: unit.key.clone(), sensor: series.sensor.clone(), kind: series.kind };
+                    series.engine = self.engine.series(&key);
+                }
+            }
+        } else {
+            self.engine.reconfigure(era(&judgement, at), judgement.settle_ms);
+        }
+        self.eras.push((offset, at));
         self.shared.accounting.show_routes(judgement.routes.iter().map(|route| &*route.filter));
         self.judgement = judgement;
         self.configuration_hash = Some(hash);
-        // The engine's short names are new.
-        for unit in self.units.iter_mut() {
-            for series in &mut unit.series {
-                let key = SeriesKey { unit: unit.key.clone(), sensor: series.sensor.clone(), kind: series.kind };
-                series.engine = self.engine.series(&key);
-            }
-        }
-        self.take_transitions(&mut transitions)
     }
 
     fn take_transition(&mut self, transition: &Transition) -> Result<(), PipelineError> {
@@ -106,7 +104,7 @@ impl Pipeline {
             Change::Fired(episode) => self.fired(rule, &concerned, episode),
             Change::Resolved(episode) => {
                 let mut stored = self.told(rule, &concerned, episode)?;
-                set_figures(&mut stored.alert, episode);
+                set_figures(&mut stored.alert, rule, episode);
                 stored.alert.state = AlertState::Resolved;
                 self.log(&stored.alert, "alert resolved");
                 let instant = episode.resolved_at.unwrap_or(transition.instant);
@@ -115,7 +113,7 @@ impl Pipeline {
             Change::Updated(episode) => {
                 let stored = self.told(rule, &concerned, episode)?;
                 let mut alert = self.amended(stored, "backlog", "readings before its end have changed its figures");
-                set_figures(&mut alert, episode);
+                set_figures(&mut alert, rule, episode);
                 self.log(&alert, "alert updated");
                 let instant = episode.resolved_at.unwrap_or(transition.instant);
                 self.tell(rule, &alert, instant, episode.last_value)
@@ -123,7 +121,7 @@ impl Pipeline {
             Change::Reopened(episode) => {
                 let stored = self.told(rule, &concerned, episode)?;
                 let mut alert = self.amended(stored, "contradicted", "the end that was told was not one");
-                set_figures(&mut alert, episode);
+                set_figures(&mut alert, rule, episode);
                 alert.state = AlertState::Firing;
                 self.supersede(&alert, &[(AlertState::Firing, episode.fired_at)])?;
                 self.log(&alert, "alert reopened");
@@ -158,11 +156,36 @@ impl Pipeline {
             None => self.new_alert(rule, concerned, episode.started_at)?,
         };
         alert.state = AlertState::Firing;
-        set_figures(&mut alert, episode);
-        (alert.latitude, alert.longitude) = self.position(&concerned.unit, episode.fired_at);
+        set_figures(&mut alert, rule, episode);
+        (alert.latitude, alert.longitude) = self.position(&concerned.unit, episode.fired_at)?;
         alert.message = message(rule, &alert);
         self.log(&alert, "alert firing");
         self.tell(rule, &alert, episode.fired_at, episode.last_value)
+    }
+
+    /// Notes which units have changed. One that has never sent anything changes too: it gets more silent.
+    pub(super) fn note_changed_units(&mut self) {
+        for key in self.engine.take_changed_units() {
+            let index = self.units.of_key(key);
+            let unit = self.units.get_mut(index);
+            (unit.changed, unit.is_unshown) = (true, true);
+            self.unshown.insert(index);
+        }
+    }
+
+    /// Brings the figures of all firing alerts up to the newest readings.
+    pub(super) fn show_figures(&mut self) -> Result<(), PipelineError> {
+        self.untimed_since = None;
+        self.note_changed_units();
+        for index in std::mem::take(&mut self.unshown) {
+            let unit = self.units.get_mut(index);
+            (unit.changed, unit.is_unshown) = (true, false);
+            if self.has_effects(self.next_offset) {
+                let key = self.units.get(index).key.clone();
+                self.refresh_firing(&key)?;
+            }
+        }
+        Ok(())
     }
 
     /// Brings the figures of a unit's firing alerts up to its newest readings; that is not told to anyone.
@@ -175,7 +198,7 @@ impl Pipeline {
             if let Some(StoredAlert { mut alert, .. }) = stored
                 && alert.state == AlertState::Firing
             {
-                set_figures(&mut alert, &firing.episode);
+                set_figures(&mut alert, &rule, &firing.episode);
                 self.ledger.put_alert(&alert, rule.quantity.as_str())?;
             }
         }
@@ -191,21 +214,14 @@ impl Pipeline {
         }
     }
 
-    fn amended(&self, stored: StoredAlert, reason: &str, change: &str) -> Alert {
+    fn amended(&mut self, stored: StoredAlert, reason: &str, change: &str) -> Alert {
         let mut alert = stored.alert;
-        alert.revision += 1;
-        alert.late = true;
-        alert.amendments.push(Amendment {
-            revision: alert.revision,
-            at: Time(self.now),
-            reason: reason.to_owned(),
-            change: change.to_owned(),
-        });
+        self.note_amendment(&mut alert, reason, change);
         alert
     }
 
     /// Marks what was told of an alert as superseded, except what still `stands` as it was.
-    fn supersede(&mut self, alert: &Alert, stands: &[(AlertState, Timestamp)]) -> Result<(), PipelineError> {
+    pub(super) fn supersede(&mut self, alert: &Alert, stands: &[(AlertState, Timestamp)]) -> Result<(), PipelineError> {
         for (state, event_time, value) in self.ledger.tellings(&alert.id)? {
             if !stands.contains(&(state, event_time)) {
                 let old = Alert { state, ..alert.clone() };
@@ -216,9 +232,20 @@ impl Pipeline {
         Ok(())
     }
 
-    fn tell(
+    pub(super) fn tell(
         &mut self,
         rule: &Rule,
+        alert: &Alert,
+        event_time: Timestamp,
+        value: Option<f64>,
+    ) -> Result<(), PipelineError> {
+        self.ledger.put_alert(alert, rule.quantity.as_str())?;
+        self.tell_stored(alert, event_time, value)
+    }
+
+    /// Tells a transition of an alert that is in the ledger as it is now.
+    pub(super) fn tell_stored(
+        &mut self,
         alert: &Alert,
         event_time: Timestamp,
         value: Option<f64>,
@@ -228,7 +255,6 @@ impl Pipeline {
         if let (Some(code), false) = (&alert.jurisdiction, self.options.exercise) {
             topics.push(format!("coldchain/v1/jurisdictions/{code}/alerts"));
         }
-        self.ledger.put_alert(alert, rule.quantity.as_str())?;
         self.ledger.tell(self.next_offset, Telling { alert, event_time, value, superseded: false }, &topics)?;
         let offset = self.next_offset;
         self.count(offset, accounting::ALERTS_TOLD, alert.state.as_str(), 1);
@@ -242,7 +268,7 @@ impl Pipeline {
         }
     }
 
-    fn log(&self, alert: &Alert, what: &'static str) {
+    pub(super) fn log(&self, alert: &Alert, what: &'static str) {
         tracing::info!(
             alert_id = alert.id,
             rule = alert.rule,
@@ -256,7 +282,12 @@ impl Pipeline {
         );
     }
 
-    fn new_alert(&self, rule: &Rule, concerned: &Concerned, started_at: Timestamp) -> Result<Alert, PipelineError> {
+    pub(super) fn new_alert(
+        &self,
+        rule: &Rule,
+        concerned: &Concerned,
+        started_at: Timestamp,
+    ) -> Result<Alert, PipelineError> {
         let sensor = concerned.sensor.as_deref();
         let mut counter = 0;
         let id = loop {
@@ -286,13 +317,10 @@ impl Pipeline {
     }
 
     fn newest_value(&self, concerned: &Concerned, kind: Kind) -> Option<f64> {
-        let sensor = concerned.sensor.as_deref()?;
-        let mut series = self.units.find(&concerned.unit)?.series.iter();
-        let series = series.find(|series| series.kind == kind && &*series.sensor == sensor)?;
-        self.history.newest(series.history)?.value
+        self.history.newest(self.series_concerned(concerned, kind)?.history)?.value
     }
 
-    fn blank_alert(&self, id: String, rule: &Rule, concerned: &Concerned, started_at: Timestamp) -> Alert {
+    pub(super) fn blank_alert(&self, id: String, rule: &Rule, concerned: &Concerned, started_at: Timestamp) -> Alert {
         let registry = &self.judgement.registry;
         let unit = registry.units.get(&concerned.unit);
         let operator = registry.operators.get(&concerned.unit.operator);
@@ -333,20 +361,40 @@ impl Pipeline {
             latitude: None,
             longitude: None,
             excursion_s: 0.0,
+            suspended_s: 0.0,
             unmonitored_s: 0.0,
             late: false,
+            merged_into: None,
             amendments: Vec::new(),
             message: Message { en: String::new(), zh: String::new() },
         }
     }
 
-    /// Returns where a unit was at an instant, as far as its newest position tells.
-    fn position(&self, unit: &UnitKey, at: Timestamp) -> (Option<f64>, Option<f64>) {
-        let newest = |kind| {
-            let series = self.units.find(unit)?.series.iter().find(|series| series.kind == kind)?;
-            self.history.newest(series.history).filter(|newest| newest.event_time <= at)?.value
+    /// Returns where a unit was at an instant, as far as its positions until then tell.
+    pub(super) fn position(&self, unit: &UnitKey, at: Timestamp) -> Result<(Option<f64>, Option<f64>), PipelineError> {
+        let newest = |kind| -> Result<Option<f64>, PipelineError> {
+            let of_unit = self.units.find(unit).into_iter().flat_map(|unit| &unit.series);
+            let Some(series) = of_unit.into_iter().find(|series| series.kind == kind) else { return Ok(None) };
+            Ok(self.history.newest_until(series.history, at)?.and_then(|reading| reading.value))
         };
-        (newest(Kind::Latitude), newest(Kind::Longitude))
+        Ok((newest(Kind::Latitude)?, newest(Kind::Longitude)?))
+    }
+
+    /// Returns the newest value of a series at an instant; none for a whole unit.
+    pub(super) fn value_at(
+        &self,
+        concerned: &Concerned,
+        kind: Kind,
+        at: Timestamp,
+    ) -> Result<Option<f64>, PipelineError> {
+        let Some(series) = self.series_concerned(concerned, kind) else { return Ok(None) };
+        Ok(self.history.newest_until(series.history, at)?.and_then(|reading| reading.value))
+    }
+
+    fn series_concerned(&self, concerned: &Concerned, kind: Kind) -> Option<&SeriesState> {
+        let sensor = concerned.sensor.as_deref()?;
+        let mut series = self.units.find(&concerned.unit)?.series.iter();
+        series.find(|series| series.kind == kind && &*series.sensor == sensor)
     }
 
     /// Returns the episodes of a unit that have begun and not yet fired, as they are shown.
@@ -369,7 +417,7 @@ fn episode_series<'a>(rule: &'a Rule, concerned: &'a Concerned) -> EpisodeSeries
     }
 }
 
-fn set_figures(alert: &mut Alert, episode: &Episode) {
+pub(super) fn set_figures(alert: &mut Alert, rule: &Rule, episode: &Episode) {
     alert.started_at = Time(episode.started_at);
     alert.fired_at = Some(Time(episode.fired_at));
     alert.resolved_at = episode.resolved_at.map(Time);
@@ -378,12 +426,15 @@ fn set_figures(alert: &mut Alert, episode: &Episode) {
     alert.limit_high = episode.limit_high;
     alert.extreme = episode.extreme;
     alert.last_value = episode.last_value;
+    let is_kinetic = matches!(rule.condition, Condition::MeanKineticTemperature { .. });
+    alert.mean_kinetic_temperature = episode.extreme.filter(|_| is_kinetic);
+    alert.suspended_s = episode.suspended_ms as f64 / 1e3;
     alert.excursion_s = episode.excursion_ms as f64 / 1e3;
     alert.unmonitored_s = episode.unmonitored_ms as f64 / 1e3;
 }
 
 /// Fills in a rule's own sentence, or the product's where it has none; figures go in bare.
-fn message(rule: &Rule, alert: &Alert) -> Message {
+pub(super) fn message(rule: &Rule, alert: &Alert) -> Message {
     let measured_in = match rule.quantity {
         Kind::Temperature | Kind::Setpoint => " °C",
         Kind::Humidity => " %RH",

@@ -47,6 +47,8 @@ pub(crate) struct Telemetry<'a> {
     pub(crate) decoded: Decoded<'a>,
     /// When the message came in; of a redriven one, when it first did.
     pub(crate) arrived_at: Timestamp,
+    /// The newest time that the message itself says, of readings that are rejected for it too.
+    pub(crate) newest_event_time: Option<Timestamp>,
     /// Whether readings were left out because a retained message does not say when they were taken.
     pub(crate) retained_without_time: bool,
 }
@@ -89,6 +91,7 @@ pub(crate) fn decode<'a>(judgement: &'a Judgement, message: &Message<'a>, receiv
         decoded.items.retain(|item| !matches!(item, Ok(reading) if reading.event_time.is_none()));
         retained_without_time = decoded.items.len() < before;
     }
+    let newest_event_time = decoded.items.iter().flatten().filter_map(|reading| reading.event_time).max();
     if judgement.ingest.refuse_unknown_units && !is_registered(judgement, operator, unit) {
         reject(&mut decoded, |_| {
             Some(Rejection::new(DeadLetterReason::Unregistered, format!("unit {operator}/{unit} is not in fleet.toml")))
@@ -110,7 +113,15 @@ pub(crate) fn decode<'a>(judgement: &'a Judgement, message: &Message<'a>, receiv
             _ => None,
         });
     }
-    Meaning::Telemetry(Telemetry { route: &route.filter, operator, unit, decoded, arrived_at, retained_without_time })
+    Meaning::Telemetry(Telemetry {
+        route: &route.filter,
+        operator,
+        unit,
+        decoded,
+        arrived_at,
+        newest_event_time,
+        retained_without_time,
+    })
 }
 
 fn reject(decoded: &mut Decoded<'_>, why: impl Fn(Option<Timestamp>) -> Option<Rejection>) {

@@ -196,6 +196,7 @@ impl SinkStore for LedgerSinkStore {
                 started_at: alert.started_at.0,
                 event_time: told.event_time,
                 superseded: told.superseded,
+                may_replace: alert.revision > 1 || alert.late,
             });
             last = told.seq as u64;
         }

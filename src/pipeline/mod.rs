@@ -5,21 +5,26 @@
 //! entry says so, and `advance` is called before each entry that is late enough, not when a batch happens to end.
 //!
 //! A restart takes the last snapshot, from offset S, and applies the entries behind it again. Up to the ledger's cursor
-//! their effects are known already and are left out; up to the history's cursor H (H ≥ S, the history is committed
-//! first) the readings are in the history already and are not inserted again. So the state is what it was, whichever of
-//! the two files the crash found ahead.
+//! their effects are known already and are left out. The history is as of S too, since both are committed together, and
+//! gets the readings of the entries behind S again; so every entry finds what it found the first time.
+//!
+//! Readings that come late are stored at once and judged a little later, at a tick, together with others of their unit:
+//! see [`rejudge`].
 
 mod accounting;
 mod alerts;
+mod amend;
 pub(crate) mod decode;
+mod device_clock;
 mod feed;
 mod query;
+mod rejudge;
 mod snapshot;
 mod state;
 #[cfg(test)]
 mod tests;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -28,23 +33,24 @@ use std::time::Duration;
 use frostline_core::codec::{DeadLetterReason, Rejection};
 use frostline_core::hex;
 use frostline_core::model::{Kind, Name, Quality, Reading, Timestamp, UnitKey};
-use frostline_core::rules::{Engine, Transition};
+use frostline_core::rules::{Engine, Timeliness, Transition};
 use tokio_util::sync::CancellationToken;
 
 use self::decode::{Meaning, Telemetry, decode};
-use self::state::{Step, UnitIndex, Units};
+use self::state::{LateReason, Step, UnitIndex, Units};
 use crate::clock::Clock;
 use crate::config::{Bundle, ClockSource, Judgement};
 use crate::crash_point::crash_point;
 use crate::health::Part;
-use crate::history::{History, HistoryError, HistoryOptions, HistorySeriesId};
+use crate::history::{ClosedDays, History, HistoryError, HistoryOptions, HistorySeriesId};
 use crate::journal::{Batch, Cursor as JournalCursor, Entry, JournalError, JournalReaders, Message};
 use crate::ledger::{CounterKey, Cursor, DeadMessage, Ledger, LedgerError};
 
 pub use accounting::{Accounting, Terms, Totals};
 pub use alerts::{ReadingEvent, StreamEvent};
+pub use device_clock::DeviceClock;
 pub use feed::{AcceptedFeed, LedgerSinkStore};
-pub use query::{Live, NoAnswer, SeriesView, UnitView};
+pub use query::{Live, NoAnswer, SeriesView, UnitView, Unwritten, UnwrittenUnit};
 
 /// The history's file in the data directory.
 pub const HISTORY_FILE: &str = "history.db";
@@ -52,8 +58,12 @@ pub const HISTORY_FILE: &str = "history.db";
 const BATCH_BYTES: usize = 1 << 20;
 /// How long the pipeline sleeps at most before it looks for questions and for the end.
 const IDLE_WAIT: Duration = Duration::from_millis(20);
+/// Where readings bring the time, how far one may move it without a word, in milliseconds.
+const LEAP_MS: i64 = 3_600_000;
 /// How often a snapshot is made, in milliseconds.
 const SNAPSHOT_INTERVAL_MS: i64 = 60_000;
+/// After how long a message is seen in the figures of alerts that it does not end, in milliseconds.
+const FIGURES_INTERVAL_MS: i64 = 1_000;
 /// How many readings may wait in memory for the history's next commit.
 const UNCOMMITTED_READINGS_MAX: u64 = 2_000_000;
 
@@ -82,9 +92,9 @@ pub enum PipelineError {
 }
 
 impl PipelineError {
-    /// Returns whether waiting for room on the disk can mend it.
-    fn is_disk_full(&self) -> bool {
-        matches!(self, Self::Ledger(LedgerError::DiskFull(_)))
+    /// Returns whether waiting can mend it, for room on the disk as a rule.
+    fn is_temporary(&self) -> bool {
+        matches!(self, Self::Ledger(error) if error.is_temporary())
             || matches!(self, Self::History(error) if error.is_temporary())
     }
 }
@@ -102,6 +112,8 @@ pub struct PipelineOptions {
     pub snapshot_every_bytes: u64,
     /// Whether the fleet is simulated or replayed.
     pub exercise: bool,
+    /// In which days a reading leaves a mark in the history.
+    pub closed_days: ClosedDays,
     /// Where the history counts.
     pub history_metrics: crate::history::HistoryMetrics,
     /// The time of day, for the spacing of snapshots only.
@@ -121,6 +133,9 @@ pub struct PipelineShared {
     pub readings: tokio::sync::broadcast::Sender<Arc<ReadingEvent>>,
     /// When the rules next want to know the time, in milliseconds; `i64::MAX` for never.
     pub next_deadline_ms: Arc<AtomicI64>,
+    /// When a series or unit will have been quiet for long enough to be judged, by the clock of arrival, in
+    /// milliseconds; `i64::MAX` for never.
+    pub next_quiet_ms: Arc<AtomicI64>,
     /// Told that something new is committed: (next journal offset, anything for the outbox).
     pub committed: tokio::sync::watch::Sender<u64>,
 }
@@ -134,6 +149,10 @@ struct Pipeline {
     engine: Engine,
     judgement: Arc<Judgement>,
     configuration_hash: Option<[u8; 32]>,
+    /// The journal offset of the newest configuration.
+    configuration_offset: u64,
+    /// Every configuration that has judged: its journal offset, and the instant from which on it was in force.
+    eras: Vec<(u64, Timestamp)>,
     units: Units,
     /// The rules' *now*.
     now: Timestamp,
@@ -141,8 +160,16 @@ struct Pipeline {
     next_offset: u64,
     /// Entries below this one have had their effects.
     effects_from: u64,
-    /// Readings of entries below this one are in the history.
-    history_from: u64,
+    /// When the entry being applied was taken.
+    received_at: Timestamp,
+    /// The units that have to be judged again.
+    dirty: BTreeSet<UnitIndex>,
+    /// Whether a unit was judged again since the last commit.
+    has_judged_again: bool,
+    /// The units whose firing alerts are brought up to date at the next tick.
+    unshown: BTreeSet<UnitIndex>,
+    /// When the first message since the last tick was taken.
+    untimed_since: Option<Timestamp>,
     /// What the batch adds to the totals.
     growth: BTreeMap<CounterKey, u64>,
     /// What the batch tells the stream once it is committed.
@@ -171,10 +198,10 @@ pub fn run(
         let ended =
             Pipeline::open(options, shared).and_then(|mut pipeline| pipeline.follow(journal, cursor, health, stop));
         match ended {
-            Err(error) if error.is_disk_full() && !stop.is_cancelled() => {
+            Err(error) if error.is_temporary() && !stop.is_cancelled() => {
                 // What was applied since the last commit is given up; the journal still has it.
-                tracing::error!(error = &error as &dyn std::error::Error, "no room to write: waiting for some");
-                health.down(format!("waiting for room on the disk: {error}"));
+                tracing::error!(error = &error as &dyn std::error::Error, "cannot write: waiting");
+                health.down(format!("waiting until it can write: {error}"));
                 std::thread::sleep(Duration::from_secs(1));
             }
             ended => return ended,
@@ -187,7 +214,11 @@ impl Pipeline {
         let ledger = Ledger::open(&options.data_dir)?;
         let history = History::open(
             &options.data_dir.join(HISTORY_FILE),
-            HistoryOptions { metrics: options.history_metrics.clone(), ..HistoryOptions::default() },
+            HistoryOptions {
+                closed_days: options.closed_days.clone(),
+                metrics: options.history_metrics.clone(),
+                ..HistoryOptions::default()
+            },
         )?;
         shared.accounting.replace(ledger.counters()?);
         let cursor = ledger.cursor()?;
@@ -198,11 +229,17 @@ impl Pipeline {
             engine: alerts::new_engine(&judgement, Timestamp::MIN),
             judgement,
             configuration_hash: None,
+            configuration_offset: 0,
+            eras: Vec::new(),
             units: Units::default(),
             now: Timestamp::MIN,
             next_offset: 0,
             effects_from: cursor.next_offset,
-            history_from: history.cursor(),
+            received_at: Timestamp::MIN,
+            dirty: BTreeSet::new(),
+            has_judged_again: false,
+            unshown: BTreeSet::new(),
+            untimed_since: None,
             ledger,
             history,
             growth: BTreeMap::new(),
@@ -213,6 +250,7 @@ impl Pipeline {
             bytes_since_snapshot: 0,
         };
         pipeline.restore_snapshot()?;
+        pipeline.show_clocks_ahead();
         if pipeline.next_offset < cursor.next_offset {
             tracing::info!(
                 from = pipeline.next_offset,
@@ -250,6 +288,10 @@ impl Pipeline {
             self.bytes_since_snapshot += batch.bytes() as u64;
             for (offset, received_at, entry) in batch.iter() {
                 self.apply(offset, received_at, &entry)?;
+                if std::mem::take(&mut self.has_judged_again) {
+                    // That takes a while, and outbox and sinks wait for the ledger.
+                    self.commit()?;
+                }
             }
             self.commit()?;
             self.shared.live.answer(self);
@@ -261,16 +303,24 @@ impl Pipeline {
     }
 
     fn apply(&mut self, offset: u64, received_at: Timestamp, entry: &Entry<'_>) -> Result<(), PipelineError> {
-        self.next_offset = offset;
+        (self.next_offset, self.received_at) = (offset, received_at);
+        self.engine.arrive_at(received_at);
         // Before the first configuration nobody has said whose clock counts.
         if self.judgement.clock == ClockSource::System && self.configuration_hash.is_some() {
             self.now = self.now.max(received_at);
         }
+        if let Entry::Tick = entry {
+            // Before time passes for the rules: what they would say of it would be taken back.
+            self.judge_again()?;
+        }
         self.let_time_pass()?;
         match entry {
-            Entry::Tick => {}
+            Entry::Tick => self.show_figures()?,
             Entry::Configuration { hash, content } => self.apply_configuration(offset, received_at, hash, content)?,
-            Entry::Message(message) => self.apply_message(offset, received_at, message)?,
+            Entry::Message(message) => {
+                self.untimed_since = self.untimed_since.or(Some(received_at));
+                self.apply_message(offset, received_at, message)?;
+            }
         }
         if self.judgement.clock == ClockSource::Readings {
             // The message itself may have moved the rules' now.
@@ -303,8 +353,11 @@ impl Pipeline {
         if judgement.clock == ClockSource::System {
             self.now = self.now.max(received_at);
         }
+        self.configuration_offset = offset;
         if self.now > Timestamp::MIN {
-            self.reconfigure(judgement, *hash, self.now)?;
+            let before = Arc::clone(&self.judgement);
+            self.reconfigure(offset, judgement, *hash, self.now);
+            self.find_what_came_before(&before.registry, self.now);
         } else {
             // Where readings bring the time, it begins with the first one, and the rules with it.
             self.judgement = judgement;
@@ -316,7 +369,9 @@ impl Pipeline {
 
     /// Lets the rules conclude what follows from time alone, where they have asked for it.
     fn let_time_pass(&mut self) -> Result<(), PipelineError> {
-        if self.engine.next_deadline().is_some_and(|deadline| deadline <= self.now) {
+        let is_due = self.engine.next_deadline().is_some_and(|deadline| deadline <= self.now)
+            || self.engine.next_quiet().is_some_and(|quiet_at| quiet_at <= self.received_at);
+        if is_due {
             let mut transitions = std::mem::take(&mut self.transitions);
             self.engine.advance(self.now, &mut transitions);
             // In which order the engine comes to them depends on its past; what is told must not. For one rule and
@@ -362,7 +417,8 @@ impl Pipeline {
         message: &Message<'_>,
         telemetry: Telemetry<'_>,
     ) -> Result<(), PipelineError> {
-        let Telemetry { route, operator, unit, decoded, arrived_at, retained_without_time } = telemetry;
+        let Telemetry { route, operator, unit, decoded, arrived_at, newest_event_time, retained_without_time } =
+            telemetry;
         let label = route_label(route);
         if retained_without_time {
             self.count(offset, accounting::MESSAGES_IGNORED, "retained_without_time", 1);
@@ -371,6 +427,8 @@ impl Pipeline {
         let unit = self.units.get_mut(index);
         unit.last_received_at = unit.last_received_at.max(received_at);
         unit.changed = true;
+        let is_future = |item: &Result<_, Rejection>| matches!(item, Err(r) if r.reason == DeadLetterReason::Future);
+        unit.clock.refuse_future(decoded.items.iter().filter(|item| is_future(item)).count() as u64);
         let has_untimed = decoded.items.iter().any(|item| matches!(item, Ok(reading) if reading.event_time.is_none()));
         let is_repeat = decoded.seq.is_some_and(|seq| has_untimed && unit.untimed.is_repeat(seq, message.payload));
         match decoded.seq.map(|seq| unit.sequence.take(seq)) {
@@ -380,6 +438,10 @@ impl Pipeline {
         }
         if decoded.invalid_seq {
             self.count(offset, accounting::SEQUENCE_INVALID, "", 1);
+        }
+        let is_straight = !message.retained && message.original_received_at.is_none();
+        if let Some(event_time) = newest_event_time.filter(|_| is_straight) {
+            self.watch_clock(offset, received_at, index, event_time);
         }
         let mut tally = Tally { received: decoded.items.len() as u64, ..Tally::default() };
         for (item, reading) in decoded.items.into_iter().enumerate() {
@@ -404,9 +466,7 @@ impl Pipeline {
                             continue;
                         }
                         Verdict::Rejected(rejection) => {
-                            if self.has_effects(offset) {
-                                self.ledger.put_exception(offset, item, None)?;
-                            }
+                            self.note_exception(offset, item, None)?;
                             rejection
                         }
                     }
@@ -458,28 +518,32 @@ impl Pipeline {
         }
         if event_time > newest {
             self.units.get_mut(place.unit).series[position].newest = event_time;
-            if place.offset >= self.history_from {
-                self.history.insert(history, reading);
-            }
+            self.history.insert(history, reading);
             if self.judgement.clock == ClockSource::Readings {
                 if self.now == Timestamp::MIN
                     && let Some(hash) = self.configuration_hash
                 {
-                    self.reconfigure(Arc::clone(&self.judgement), hash, event_time)?;
+                    self.reconfigure(self.configuration_offset, Arc::clone(&self.judgement), hash, event_time);
+                }
+                let leap_ms = event_time.millis_since(self.now);
+                if self.now > Timestamp::MIN && leap_ms > LEAP_MS && self.has_effects(place.offset) {
+                    let key = &self.units.get_mut(place.unit).key;
+                    tracing::warn!(operator = %key.operator, unit_id = %key.unit, from = %self.now, to = %event_time,
+                        "one reading has moved the time of all by more than an hour");
                 }
                 self.now = self.now.max(event_time);
             }
             let engine = self.units.get_mut(place.unit).series[position].engine;
             let mut transitions = std::mem::take(&mut self.transitions);
-            self.engine.observe(engine, &reading, self.now, &mut transitions);
+            let timeliness = self.engine.observe(engine, &reading, self.now, &mut transitions);
+            if timeliness == Timeliness::LateForUnit {
+                self.make_dirty(place.unit, event_time, LateReason::Backlog);
+            }
             self.take_transitions(&mut transitions)?;
             self.transitions = transitions;
+            self.begin_earlier(event_time);
             self.show_reading(place, sensor, kind, &reading);
             return Ok(Verdict::Stored);
-        }
-        if place.offset < self.history_from {
-            // Whatever it was then, it is in the history or in the dead letters already, and moves no rule.
-            return Ok(Verdict::Duplicate);
         }
         match self.history.value_at(history, event_time)? {
             Some(accepted) if accepted.has_same_value(&reading) => Ok(Verdict::Duplicate),
@@ -495,14 +559,25 @@ impl Pipeline {
             None => {
                 self.history.insert(history, reading);
                 self.count(place.offset, accounting::LATE, "", 1);
-                if self.has_effects(place.offset) {
-                    let unit = self.units.get_mut(place.unit);
-                    let series =
-                        frostline_core::model::SeriesKey { unit: unit.key.clone(), sensor: sensor.into(), kind };
-                    self.ledger.mark_dirty(&series, event_time, event_time, place.offset)?;
-                }
+                self.make_dirty(place.unit, event_time, LateReason::Backlog);
+                self.begin_earlier(event_time);
                 Ok(Verdict::Stored)
             }
+        }
+    }
+
+    /// Where readings bring the time, sensors were registered at the oldest of them, whichever came first.
+    fn begin_earlier(&mut self, event_time: Timestamp) {
+        let Some((_, begins_at)) = self.eras.first_mut() else { return };
+        if self.judgement.clock == ClockSource::System || event_time >= *begins_at {
+            return;
+        }
+        *begins_at = event_time;
+        self.engine.begin_at(event_time);
+        let registry = Arc::clone(&self.judgement.registry);
+        for unit in registry.sensors.keys() {
+            let index = self.units.of_key(unit.clone());
+            self.make_dirty(index, Timestamp::MIN, LateReason::Backlog);
         }
     }
 
@@ -528,12 +603,6 @@ impl Pipeline {
         history: HistorySeriesId,
         value: Option<f64>,
     ) -> Result<Option<Timestamp>, PipelineError> {
-        if !self.has_effects(place.offset) {
-            // The history may hold this very reading already, so what was found then is asked of the ledger; where
-            // that has noted nothing, the time of arrival was free.
-            let noted = self.ledger.exceptions(place.offset..place.offset + 1)?;
-            return Ok(noted.get(&(place.offset, place.item)).copied().unwrap_or(Some(place.arrived_at)));
-        }
         let is_known = place.is_repeat
             || place.is_redriven && {
                 let reading = Reading { event_time: place.arrived_at, value, quality: Quality::GOOD };
@@ -541,7 +610,7 @@ impl Pipeline {
                 there.is_some_and(|there| there.has_same_value(&reading))
             };
         if is_known {
-            self.ledger.put_exception(place.offset, place.item, None)?;
+            self.note_exception(place.offset, place.item, None)?;
             return Ok(None);
         }
         if place.arrived_at > newest {
@@ -549,9 +618,17 @@ impl Pipeline {
         }
         let free = self.history.next_free(history, place.arrived_at)?;
         if free != place.arrived_at {
-            self.ledger.put_exception(place.offset, place.item, Some(free))?;
+            self.note_exception(place.offset, place.item, Some(free))?;
         }
         Ok(Some(free))
+    }
+
+    /// Notes for the sinks what decoding the message again cannot tell.
+    fn note_exception(&mut self, offset: u64, item: usize, given: Option<Timestamp>) -> Result<(), PipelineError> {
+        if self.has_effects(offset) {
+            self.ledger.put_exception(offset, item, given)?;
+        }
+        Ok(())
     }
 
     fn dead_letter(
@@ -581,6 +658,36 @@ impl Pipeline {
         })?;
         self.ledger.put_dead_letter(offset, item, rejection.reason.as_str(), &rejection.detail)?;
         Ok(())
+    }
+
+    /// Compares a unit's clock with the journal's, and tells where it goes wrong or right again.
+    fn watch_clock(&mut self, offset: u64, received_at: Timestamp, index: UnitIndex, event_time: Timestamp) {
+        if self.judgement.clock == ClockSource::Readings {
+            // Readings bring the time: there is no other to compare them with.
+            return;
+        }
+        let unit = self.units.get_mut(index);
+        let change = unit.clock.observe(event_time, received_at);
+        let (operator, unit_id) = (unit.key.operator.clone(), unit.key.unit.clone());
+        let skew_ms = unit.clock.skew_ms();
+        if let Some(jumped_ms) = change.jumped_ms {
+            self.count(offset, accounting::CLOCK_JUMPS, "", 1);
+            if self.has_effects(offset) {
+                tracing::warn!(%operator, %unit_id, jumped_ms, ?skew_ms, "the clock of a device was set");
+            }
+        }
+        if let Some(is_ahead) = change.is_ahead {
+            self.show_clocks_ahead();
+            if self.has_effects(offset) && is_ahead {
+                tracing::warn!(%operator, %unit_id, skew_ms, "the clock of a device is ahead");
+            } else if self.has_effects(offset) {
+                tracing::warn!(%operator, %unit_id, skew_ms, "the clock of a device is not ahead any more");
+            }
+        }
+    }
+
+    fn show_clocks_ahead(&self) {
+        self.shared.accounting.show_units_clock_ahead(self.units.iter().filter(|unit| unit.clock.is_ahead()).count());
     }
 
     fn has_effects(&self, offset: u64) -> bool {
@@ -620,6 +727,11 @@ impl Pipeline {
         self.growth.clear();
         let deadline_ms = self.engine.next_deadline().map_or(i64::MAX, Timestamp::as_millis);
         self.shared.next_deadline_ms.store(deadline_ms, Ordering::Release);
+        let show_figures = self.untimed_since.map(|since| since.plus_millis(FIGURES_INTERVAL_MS));
+        let next_quiet = self.next_rejudging().into_iter().chain(self.engine.next_quiet()).chain(show_figures).min();
+        let next_quiet_ms = next_quiet.map_or(i64::MAX, Timestamp::as_millis);
+        self.shared.next_quiet_ms.store(next_quiet_ms, Ordering::Release);
+        self.shared.accounting.show_units_dirty(self.dirty.len());
         self.shared.committed.send_replace(self.effects_from);
         for event in self.events.drain(..) {
             // Nobody listening is no error.

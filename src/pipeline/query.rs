@@ -1,5 +1,6 @@
 //! Questions about what is in no file yet, answered by the pipeline between two batches.
 
+use std::collections::BTreeMap;
 use std::sync::mpsc;
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -7,6 +8,7 @@ use frostline_core::model::{Kind, Reading, SeriesKey, Timestamp, UnitKey};
 use tokio::sync::oneshot;
 
 use super::Pipeline;
+use super::device_clock::DeviceClock;
 use super::state::UnitState;
 use crate::alert::Alert;
 
@@ -23,6 +25,8 @@ pub struct UnitView {
     pub sequence_gaps: u64,
     /// Messages whose sequence number had come already.
     pub sequence_repeats: u64,
+    /// What its messages say of its clock.
+    pub clock: DeviceClock,
     /// The newest reading of each series.
     pub series: Vec<SeriesView>,
     /// Episodes that have begun and not yet fired.
@@ -40,7 +44,28 @@ pub struct SeriesView {
     pub newest: Reading,
 }
 
+/// What the history's file does not say yet of some units, and where the journal stands.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Unwritten {
+    /// The rules' *now*.
+    pub now: Timestamp,
+    /// The first journal entry that is not in it.
+    pub next_offset: u64,
+    /// The units asked for that have sent anything.
+    pub units: BTreeMap<UnitKey, UnwrittenUnit>,
+}
+
+/// What the history's file does not say yet of one unit.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct UnwrittenUnit {
+    /// Every series that has ever sent anything, with those of its readings asked for that are not in the file.
+    pub series: Vec<(Box<str>, Kind, Vec<Reading>)>,
+    /// The earliest closed day that a reading has fallen into, as far as the file does not say.
+    pub touched_day: Option<i64>,
+}
+
 enum Question {
+    Unwritten { wanted: Vec<(UnitKey, Timestamp, Timestamp)>, answer: oneshot::Sender<Unwritten> },
     Units { only: Option<UnitKey>, answer: oneshot::Sender<(Timestamp, Vec<UnitView>)> },
     Pending { answer: oneshot::Sender<Vec<Alert>> },
     OpenReadings { series: SeriesKey, from: Timestamp, to: Timestamp, answer: oneshot::Sender<Vec<Reading>> },
@@ -90,6 +115,13 @@ impl Live {
         self.put(Question::OpenReadings { series, from, to, answer }, answered).await
     }
 
+    /// Returns the temperature and humidity readings of some units, each within `from..to`, that are not in the history's
+    /// file yet. Ask for these first and then the file: then nothing is missed.
+    pub async fn unwritten(&self, wanted: Vec<(UnitKey, Timestamp, Timestamp)>) -> Result<Unwritten, NoAnswer> {
+        let (answer, answered) = oneshot::channel();
+        self.put(Question::Unwritten { wanted, answer }, answered).await
+    }
+
     async fn put<T>(&self, question: Question, answered: oneshot::Receiver<T>) -> Result<T, NoAnswer> {
         self.ask.try_send(question).map_err(|_| NoAnswer)?;
         let patience = std::time::Duration::from_secs(5);
@@ -107,6 +139,7 @@ impl Live {
                 Question::Units { only, answer } => {
                     drop(answer.send((pipeline.now, pipeline.unit_views(only.as_ref()))))
                 }
+                Question::Unwritten { wanted, answer } => drop(answer.send(pipeline.unwritten(&wanted))),
                 Question::Pending { answer } => {
                     let units = pipeline.units.iter();
                     drop(answer.send(units.flat_map(|unit| pipeline.pending_alerts(&unit.key)).collect()));
@@ -138,9 +171,24 @@ impl Pipeline {
             sequence_last: unit.sequence.last,
             sequence_gaps: unit.sequence.gaps,
             sequence_repeats: unit.sequence.repeats,
+            clock: unit.clock,
             series: series.collect(),
             pending: self.pending_alerts(&unit.key),
         }
+    }
+
+    fn unwritten(&self, wanted: &[(UnitKey, Timestamp, Timestamp)]) -> Unwritten {
+        let units = wanted.iter().filter_map(|(key, from, to)| {
+            let unit = self.units.find(key)?;
+            let series = unit.series.iter().map(|series| {
+                let is_measured = matches!(series.kind, Kind::Temperature | Kind::Humidity);
+                let to = if is_measured { *to } else { *from };
+                (series.sensor.clone(), series.kind, self.history.open_readings(series.history, *from, to))
+            });
+            let touched = unit.series.iter().filter_map(|series| self.history.touched_day(series.history));
+            Some((key.clone(), UnwrittenUnit { series: series.collect(), touched_day: touched.min() }))
+        });
+        Unwritten { now: self.now, next_offset: self.next_offset, units: units.collect() }
     }
 
     fn open_readings(&self, key: &SeriesKey, from: Timestamp, to: Timestamp) -> Vec<Reading> {

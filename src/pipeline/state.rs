@@ -4,10 +4,11 @@ use foldhash::HashMap;
 use frostline_core::model::{Kind, SeriesKey, Timestamp, UnitKey};
 use frostline_core::rules::{Engine, SeriesId};
 
-use crate::history::{History, HistoryError, HistorySeriesId};
+use super::device_clock::DeviceClock;
+use crate::history::{CHECKPOINT_SPACING_MS, Checkpoints, History, HistoryError, HistorySeriesId};
 
 /// Where a unit stands in [`Units`].
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct UnitIndex(u32);
 
 /// Every unit that has ever sent a reading.
@@ -30,10 +31,67 @@ pub(crate) struct UnitState {
     pub(crate) untimed: RecentUntimed,
     /// When its newest message came in.
     pub(crate) last_received_at: Timestamp,
+    /// What its messages say of its clock.
+    pub(crate) clock: DeviceClock,
     /// Its series, in the order in which they were first seen.
     pub(crate) series: Vec<SeriesState>,
+    /// What has to be judged again.
+    pub(crate) dirty: Option<Dirty>,
+    /// The newest reading that its newest checkpoint has seen.
+    pub(crate) checkpointed: Timestamp,
+    /// What became of its checkpoints since the last snapshot.
+    pub(crate) checkpoints: Checkpoints,
+    /// Whether the figures of its firing alerts may have changed since the last tick.
+    pub(crate) is_unshown: bool,
     /// Whether it has changed since the last snapshot.
     pub(crate) changed: bool,
+}
+
+/// What of a unit has to be judged again: everything from an instant on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Dirty {
+    /// The earliest instant at which something was accepted late.
+    pub(crate) from: Timestamp,
+    /// When the first late thing came in.
+    pub(crate) since: Timestamp,
+    /// When the last one did.
+    pub(crate) latest: Timestamp,
+    /// What came late.
+    pub(crate) reason: LateReason,
+}
+
+/// What came late.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum LateReason {
+    /// Readings: the link was down, not the probe.
+    Backlog,
+    /// What is known of goods and duty.
+    Consignment,
+    /// A configuration, after readings of its time.
+    Configuration,
+}
+
+impl LateReason {
+    /// Returns the word used in amendments.
+    pub(crate) const fn as_str(self) -> &'static str {
+        match self {
+            Self::Backlog => "backlog",
+            Self::Consignment => "consignment",
+            Self::Configuration => "configuration",
+        }
+    }
+}
+
+impl Dirty {
+    /// How long nothing late must have come.
+    const QUIET_MS: i64 = 1_000;
+    /// How long judging waits at most while late readings go on coming.
+    const WAIT_MAX_MS: i64 = 5_000;
+
+    /// Returns when it is to be judged again.
+    pub(crate) fn due_at(&self) -> Timestamp {
+        self.latest.plus_millis(Self::QUIET_MS).min(self.since.plus_millis(Self::WAIT_MAX_MS))
+    }
 }
 
 /// One series.
@@ -147,7 +205,12 @@ impl Units {
             sequence: Sequence::default(),
             untimed: RecentUntimed::default(),
             last_received_at: Timestamp::MIN,
+            clock: DeviceClock::default(),
             series: Vec::new(),
+            dirty: None,
+            checkpointed: Timestamp::MIN,
+            checkpoints: Checkpoints::default(),
+            is_unshown: false,
             changed: true,
         });
         self.by_key.insert(key, index);
@@ -157,6 +220,16 @@ impl Units {
     /// Returns a unit.
     pub(crate) fn get_mut(&mut self, index: UnitIndex) -> &mut UnitState {
         &mut self.all[index.0 as usize]
+    }
+
+    /// Returns a unit.
+    pub(crate) fn get(&self, index: UnitIndex) -> &UnitState {
+        &self.all[index.0 as usize]
+    }
+
+    /// Returns every unit's place, in the order in which they were first seen.
+    pub(crate) fn indexes(&self) -> impl Iterator<Item = UnitIndex> + use<> {
+        (0..self.all.len() as u32).map(UnitIndex)
     }
 
     /// Returns every unit, in the order in which they were first seen.
@@ -172,6 +245,13 @@ impl Units {
     /// Returns the unit with this key.
     pub(crate) fn find(&self, key: &UnitKey) -> Option<&UnitState> {
         self.by_key.get(key).map(|index| &self.all[index.0 as usize])
+    }
+}
+
+impl SeriesState {
+    /// Returns the series' whole name in its unit.
+    pub(crate) fn key(&self, unit: &UnitKey) -> SeriesKey {
+        SeriesKey { unit: unit.clone(), sensor: self.sensor.clone(), kind: self.kind }
     }
 }
 
@@ -193,6 +273,18 @@ impl UnitState {
         Ok(self.series.len() - 1)
     }
 
+    /// Adds a checkpoint that has seen everything up to `newest`, where the last one is long enough before.
+    pub(crate) fn checkpoint(&mut self, newest: Timestamp, state: impl FnOnce() -> Option<Vec<u8>>) {
+        let place = |at: Timestamp| at.as_millis().div_euclid(CHECKPOINT_SPACING_MS);
+        if newest > Timestamp::MIN
+            && place(newest) > place(self.checkpointed)
+            && let Some(state) = state()
+        {
+            self.checkpoints.push(newest, state);
+            self.checkpointed = newest;
+        }
+    }
+
     /// Writes the unit down for a snapshot; `engine` is the engine's own part of it.
     pub(crate) fn to_bytes(&self, engine: &[u8]) -> Vec<u8> {
         let mut bytes = vec![UNIT_VERSION];
@@ -200,6 +292,15 @@ impl UnitState {
         put_u64(&mut bytes, self.sequence.gaps);
         put_u64(&mut bytes, self.sequence.repeats);
         put_i64(&mut bytes, self.last_received_at.as_millis());
+        self.clock.put(&mut bytes);
+        put_i64(&mut bytes, self.checkpointed.as_millis());
+        bytes.push(u8::from(self.is_unshown));
+        bytes.push(self.dirty.map_or(0, |dirty| 1 + dirty.reason as u8));
+        if let Some(dirty) = self.dirty {
+            for instant in [dirty.from, dirty.since, dirty.latest] {
+                put_i64(&mut bytes, instant.as_millis());
+            }
+        }
         put_u64(&mut bytes, self.untimed.0.len() as u64);
         for (number, hash) in &self.untimed.0 {
             put_u64(&mut bytes, *number);
@@ -224,7 +325,8 @@ impl UnitState {
     ) -> Result<Option<&'b [u8]>, HistoryError> {
         let Some(read) = UnitBytes::read(bytes) else { return Ok(None) };
         (self.sequence, self.untimed) = (read.sequence, read.untimed);
-        self.last_received_at = read.last_received_at;
+        (self.last_received_at, self.clock) = (read.last_received_at, read.clock);
+        (self.checkpointed, self.dirty, self.is_unshown) = (read.checkpointed, read.dirty, read.is_unshown);
         for (sensor, kind, newest) in read.series {
             let position = self.series_position(sensor, kind, engine, history)?;
             self.series[position].newest = newest;
@@ -239,6 +341,10 @@ struct UnitBytes<'b> {
     sequence: Sequence,
     untimed: RecentUntimed,
     last_received_at: Timestamp,
+    clock: DeviceClock,
+    checkpointed: Timestamp,
+    dirty: Option<Dirty>,
+    is_unshown: bool,
     series: Vec<(&'b str, Kind, Timestamp)>,
     engine: &'b [u8],
 }
@@ -252,6 +358,24 @@ impl<'b> UnitBytes<'b> {
             repeats: take_u64(&mut bytes)?,
         };
         let last_received_at = Timestamp::from_millis(take_u64(&mut bytes)? as i64);
+        let clock = DeviceClock::take(&mut bytes)?;
+        let checkpointed = Timestamp::from_millis(take_u64(&mut bytes)? as i64);
+        let ([is_unshown, reason], rest) = bytes.split_first_chunk()?;
+        bytes = rest;
+        let reason = match reason {
+            0 => None,
+            1 => Some(LateReason::Backlog),
+            2 => Some(LateReason::Consignment),
+            3 => Some(LateReason::Configuration),
+            _ => return None,
+        };
+        let dirty = match reason {
+            None => None,
+            Some(reason) => {
+                let mut instant = || Some(Timestamp::from_millis(take_u64(&mut bytes)? as i64));
+                Some(Dirty { from: instant()?, since: instant()?, latest: instant()?, reason })
+            }
+        };
         let mut untimed = RecentUntimed::default();
         for _ in 0..take_u64(&mut bytes)? {
             untimed.0.push((take_u64(&mut bytes)?, take_u64(&mut bytes)?));
@@ -264,18 +388,28 @@ impl<'b> UnitBytes<'b> {
             series.push((sensor, Kind::from_code(*kind)?, Timestamp::from_millis(take_u64(&mut bytes)? as i64)));
         }
         let engine = take_bytes(&mut bytes)?;
-        bytes.is_empty().then_some(Self { sequence, untimed, last_received_at, series, engine })
+        bytes.is_empty().then_some(Self {
+            sequence,
+            untimed,
+            last_received_at,
+            clock,
+            checkpointed,
+            dirty,
+            is_unshown: *is_unshown == 1,
+            series,
+            engine,
+        })
     }
 }
 
 /// The version of a unit's bytes.
-const UNIT_VERSION: u8 = 1;
+const UNIT_VERSION: u8 = 3;
 
-fn put_u64(bytes: &mut Vec<u8>, value: u64) {
+pub(super) fn put_u64(bytes: &mut Vec<u8>, value: u64) {
     bytes.extend_from_slice(&value.to_le_bytes());
 }
 
-fn put_i64(bytes: &mut Vec<u8>, value: i64) {
+pub(super) fn put_i64(bytes: &mut Vec<u8>, value: i64) {
     bytes.extend_from_slice(&value.to_le_bytes());
 }
 
@@ -284,7 +418,7 @@ fn put_bytes(bytes: &mut Vec<u8>, value: &[u8]) {
     bytes.extend_from_slice(value);
 }
 
-fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
+pub(super) fn take_u64(bytes: &mut &[u8]) -> Option<u64> {
     let (value, rest) = bytes.split_first_chunk::<8>()?;
     *bytes = rest;
     Some(u64::from_le_bytes(*value))

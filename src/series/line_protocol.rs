@@ -43,6 +43,8 @@ pub struct AlertPoint<'a> {
     pub event_time: Timestamp,
     /// Whether an amendment has taken this point back.
     pub superseded: bool,
+    /// Whether a point may stand in its place that was taken back: of this alert, or of one whose end is now its own.
+    pub may_replace: bool,
 }
 
 impl LineBatch {
@@ -89,7 +91,7 @@ impl LineBatch {
         self.push_integer(",started=", point.started_at.as_millis());
         if point.superseded {
             self.text.extend_from_slice(b",superseded=true");
-        } else if point.revision > 1 {
+        } else if point.may_replace {
             // Fields of one instant are merged: without this the flag would stay from the point it replaces.
             self.text.extend_from_slice(b",superseded=false");
         }
@@ -202,6 +204,7 @@ mod tests {
             started_at: EVENT_TIME,
             event_time: Timestamp::from_millis(1_795_428_599_123),
             superseded: false,
+            may_replace: false,
         }
     }
 
@@ -227,7 +230,13 @@ mod tests {
         batch.push_alert(&alert());
         batch.push_alert(&AlertPoint { sensor: None, value: None, limit: None, ..alert() });
         batch.push_alert(&AlertPoint { revision: 2, superseded: true, ..alert() });
-        batch.push_alert(&AlertPoint { revision: 2, state: "resolved", episode: "a\"b\\c", ..alert() });
+        batch.push_alert(&AlertPoint {
+            revision: 2,
+            state: "resolved",
+            episode: "a\"b\\c",
+            may_replace: true,
+            ..alert()
+        });
         let text = std::str::from_utf8(batch.as_bytes()).unwrap();
         expect_file!["../../tests/payloads/lines.expected"].assert_eq(text);
     }

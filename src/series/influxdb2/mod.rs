@@ -346,7 +346,7 @@ impl Sink {
         }
         if let Some(cursor) = self.progress.confirmable(Instant::now(), self.settings.confirm_after) {
             let store = Arc::clone(&self.store);
-            once_there_is_room(move || store.commit(SINK, cursor)).await?;
+            once_it_can(move || store.commit(SINK, cursor)).await?;
             self.progress.confirm(cursor);
         }
         Ok(())
@@ -396,7 +396,7 @@ impl Sink {
             .collect();
         self.metrics.points(SINK, "refused", points.len());
         let store = Arc::clone(&self.store);
-        once_there_is_room(move || store.record_refused(SINK, &points)).await
+        once_it_can(move || store.record_refused(SINK, &points)).await
     }
 
     fn report(&self) {
@@ -488,16 +488,15 @@ fn compress(text: &[u8]) -> Vec<u8> {
     encoder.write_all(text).and_then(|()| encoder.finish()).expect("writing to memory does not fail")
 }
 
-/// Changes the store, again and again while its disk is full: that is waited for, as everywhere else.
-async fn once_there_is_room(
-    work: impl Fn() -> Result<(), StoreError> + Clone + Send + 'static,
-) -> Result<(), SinkError> {
+/// Changes the store, again and again while its disk is full or another writer is busy: that is waited for, as everywhere
+/// else.
+async fn once_it_can(work: impl Fn() -> Result<(), StoreError> + Clone + Send + 'static) -> Result<(), SinkError> {
     loop {
         match blocking(work.clone()).await {
             Err(SinkError::Store(error))
-                if matches!(error.downcast_ref::<LedgerError>(), Some(LedgerError::DiskFull(_))) =>
+                if error.downcast_ref::<LedgerError>().is_some_and(LedgerError::is_temporary) =>
             {
-                tracing::warn!(sink = SINK, error = &*error as &dyn std::error::Error, "waiting for room on the disk");
+                tracing::warn!(sink = SINK, error = &*error as &dyn std::error::Error, "waiting for the ledger");
                 tokio::time::sleep(ROOM_RETRY).await;
             }
             ended => return ended,

@@ -208,6 +208,7 @@ impl SinkStore for Books {
                 started_at: Timestamp::from_millis(0),
                 event_time: Timestamp::from_millis(number as i64),
                 superseded: false,
+                may_replace: false,
             });
         }
         Ok(last.max(after))

@@ -7,6 +7,7 @@
 //! Every list is `{"items": […], "next": null}` with paging by cursor; every error is a problem document.
 
 mod alerts;
+mod compliance;
 mod dead_letters;
 mod metrics;
 mod page;
@@ -37,6 +38,7 @@ use tokio_util::sync::CancellationToken;
 use self::metrics::WebMetrics;
 use self::problem::Problem;
 use self::stores::Stores;
+use crate::compliance::{ComplianceReader, Sources};
 use crate::config::Judgement;
 use crate::health::Health;
 use crate::ledger::DeadMessage;
@@ -60,6 +62,8 @@ pub struct WebOptions {
     pub shared: PipelineShared,
     /// The configuration in force.
     pub judgement: Arc<Judgement>,
+    /// How long readings stay in the history, in milliseconds.
+    pub history_retention_ms: i64,
     /// What works and what does not.
     pub health: Health,
     /// What `/metrics` shows; the interface adds what it counts itself.
@@ -113,6 +117,7 @@ struct App {
     options: WebOptions,
     metrics: WebMetrics,
     stores: Stores,
+    compliance: ComplianceReader,
     stop: CancellationToken,
 }
 
@@ -120,7 +125,13 @@ type Shared = State<Arc<App>>;
 
 fn router(options: WebOptions, stop: CancellationToken) -> Result<Router, WebError> {
     let metrics = WebMetrics::register(&options.metrics)?;
-    let app = Arc::new(App { stores: Stores::new(&options.data_dir), options, metrics, stop });
+    let compliance = ComplianceReader::new(Sources {
+        data_dir: options.data_dir.clone(),
+        live: options.shared.live.clone(),
+        judgement: Arc::clone(&options.judgement),
+        history_retention_ms: options.history_retention_ms,
+    });
+    let app = Arc::new(App { stores: Stores::new(&options.data_dir), compliance, options, metrics, stop });
     let router = Router::new()
         .merge(page::routes())
         .route("/healthz", get(probes::alive))
@@ -132,6 +143,7 @@ fn router(options: WebOptions, stop: CancellationToken) -> Result<Router, WebErr
         .route("/api/v1/units", get(units::list))
         .route("/api/v1/units/{operator}/{unit}", get(units::show))
         .route("/api/v1/series", get(series::read))
+        .route("/api/v1/compliance", get(compliance::read))
         .route("/api/v1/stream", get(stream::listen))
         .route("/api/v1/dead-letters", get(dead_letters::list))
         .route("/api/v1/dead-letters/{id}", get(dead_letters::show))

@@ -119,6 +119,7 @@ impl Daemon {
             events: broadcast::channel(64).0,
             readings: broadcast::channel(64).0,
             next_deadline_ms: Arc::new(AtomicI64::new(i64::MAX)),
+            next_quiet_ms: Arc::new(AtomicI64::new(i64::MAX)),
             committed: watch::channel(0).0,
         };
         metrics.register(Box::new(shared.accounting.clone())).unwrap();
@@ -128,6 +129,7 @@ impl Daemon {
             dead_letters_max_size_bytes: 1 << 20,
             snapshot_every_bytes: u64::MAX,
             exercise: false,
+            closed_days: crate::history::ClosedDays::default(),
             history_metrics: crate::history::HistoryMetrics::default(),
             clock: Arc::new(clock.clone()),
         };
@@ -145,6 +147,7 @@ impl Daemon {
             data_dir: data_dir.path().to_owned(),
             shared: shared.clone(),
             judgement: Arc::new(loaded.judgement),
+            history_retention_ms: loaded.settings.history_retention_ms,
             health: health.clone(),
             metrics,
             redrive: Arc::new({
@@ -292,6 +295,7 @@ async fn an_alert_is_listed_while_pending_and_once_it_fires() {
                   "limit_low": null,
                   "longitude": null,
                   "mean_kinetic_temperature": null,
+                  "merged_into": null,
                   "message": {
                     "en": "room-1 t1 is too warm since 2026-11-23T10:05:00.000Z",
                     "zh": "room-1 t1 自 2026-11-23T10:05:00.000Z 起温度过高"
@@ -311,6 +315,7 @@ async fn an_alert_is_listed_while_pending_and_once_it_fires() {
                   "site": "Hohhot east",
                   "started_at": "2026-11-23T10:05:00.000Z",
                   "state": "firing",
+                  "suspended_s": 0.0,
                   "unit": "room-1",
                   "unit_kind": "storage",
                   "unmonitored_s": 0.0
@@ -400,170 +405,198 @@ async fn units_show_what_is_registered_and_what_is_known_of_them() {
     check(
         &units,
         expect![[r#"
-        {
-          "items": [
             {
-              "category": "food",
-              "consignments": [],
-              "firing": 1,
-              "jurisdiction": "150100",
-              "kind": "storage",
-              "labels": {},
-              "last_received_at": "2026-11-23T10:17:00.000Z",
-              "last_seen": "2026-11-23T10:17:00.000Z",
-              "limit_high": -18.0,
-              "limit_low": null,
-              "online": true,
-              "online_at": "2026-11-23T10:16:00.000Z",
-              "operator": "op1",
-              "operator_code": "91150100MA0PJ0000X",
-              "operator_name": "Grassland Dairy",
-              "pending": [],
-              "profile": "frozen_food",
-              "registered": true,
-              "sensors": [
+              "items": [
                 {
-                  "calibration_due": null,
-                  "event_time": "2026-11-23T10:17:00.000Z",
-                  "kind": "temperature",
-                  "placement": "door",
-                  "quality": [],
-                  "sensor": "t1",
-                  "unit": "Cel",
-                  "value": -10.0
-                }
-              ],
-              "sensors_never_seen": [
-                "t2"
-              ],
-              "sequence": {
-                "gaps": 0,
-                "last": 1,
-                "repeats": 0
-              },
-              "site": "Hohhot east",
-              "state": "excursion",
-              "unit": "room-1"
-            },
-            {
-              "category": "food",
-              "consignments": [],
-              "firing": 0,
-              "jurisdiction": "150200",
-              "kind": "transport",
-              "labels": {},
-              "last_received_at": null,
-              "last_seen": null,
-              "limit_high": 8.0,
-              "limit_low": 0.0,
-              "online": null,
-              "online_at": null,
-              "operator": "op1",
-              "operator_code": "91150100MA0PJ0000X",
-              "operator_name": "Grassland Dairy",
-              "pending": [],
-              "profile": "chilled_food",
-              "registered": true,
-              "sensors": [],
-              "sensors_never_seen": [],
-              "sequence": {
-                "gaps": 0,
-                "last": null,
-                "repeats": 0
-              },
-              "site": null,
-              "state": "off_duty",
-              "unit": "truck-7"
-            },
-            {
-              "category": null,
-              "consignments": [],
-              "firing": 0,
-              "jurisdiction": "220100",
-              "kind": "storage",
-              "labels": {},
-              "last_received_at": null,
-              "last_seen": null,
-              "limit_high": null,
-              "limit_low": null,
-              "online": null,
-              "online_at": null,
-              "operator": "op2",
-              "operator_code": null,
-              "operator_name": null,
-              "pending": [],
-              "profile": null,
-              "registered": true,
-              "sensors": [],
-              "sensors_never_seen": [],
-              "sequence": {
-                "gaps": 0,
-                "last": null,
-                "repeats": 0
-              },
-              "site": null,
-              "state": "unmonitored",
-              "unit": "room-2"
-            },
-            {
-              "category": null,
-              "consignments": [],
-              "firing": 0,
-              "jurisdiction": null,
-              "kind": null,
-              "labels": {},
-              "last_received_at": "2026-11-23T10:17:00.000Z",
-              "last_seen": "2026-11-23T10:17:00.000Z",
-              "limit_high": null,
-              "limit_low": null,
-              "online": null,
-              "online_at": null,
-              "operator": "op9",
-              "operator_code": null,
-              "operator_name": null,
-              "pending": [],
-              "profile": null,
-              "registered": false,
-              "sensors": [
-                {
-                  "calibration_due": null,
-                  "event_time": "2026-11-23T10:17:00.000Z",
-                  "kind": "door",
-                  "placement": null,
-                  "quality": [
-                    "server_time"
+                  "category": "food",
+                  "clock": {
+                    "ahead": false,
+                    "future_readings": 0,
+                    "jumps": 0,
+                    "last_jump_at": null,
+                    "skew_s": 0.0
+                  },
+                  "consignments": [],
+                  "firing": 1,
+                  "jurisdiction": "150100",
+                  "kind": "storage",
+                  "labels": {},
+                  "last_received_at": "2026-11-23T10:17:00.000Z",
+                  "last_seen": "2026-11-23T10:17:00.000Z",
+                  "limit_high": -18.0,
+                  "limit_low": null,
+                  "online": true,
+                  "online_at": "2026-11-23T10:16:00.000Z",
+                  "operator": "op1",
+                  "operator_code": "91150100MA0PJ0000X",
+                  "operator_name": "Grassland Dairy",
+                  "pending": [],
+                  "profile": "frozen_food",
+                  "registered": true,
+                  "sensors": [
+                    {
+                      "calibration_due": null,
+                      "event_time": "2026-11-23T10:17:00.000Z",
+                      "kind": "temperature",
+                      "placement": "door",
+                      "quality": [],
+                      "sensor": "t1",
+                      "unit": "Cel",
+                      "value": -10.0
+                    }
                   ],
-                  "sensor": "x",
-                  "unit": null,
-                  "value": 1.0
+                  "sensors_never_seen": [
+                    "t2"
+                  ],
+                  "sequence": {
+                    "gaps": 0,
+                    "last": 1,
+                    "repeats": 0
+                  },
+                  "site": "Hohhot east",
+                  "state": "excursion",
+                  "unit": "room-1"
                 },
                 {
-                  "calibration_due": null,
-                  "event_time": "2026-11-23T10:17:00.000Z",
-                  "kind": "temperature",
-                  "placement": null,
-                  "quality": [
-                    "server_time"
+                  "category": "food",
+                  "clock": {
+                    "ahead": false,
+                    "future_readings": 0,
+                    "jumps": 0,
+                    "last_jump_at": null,
+                    "skew_s": null
+                  },
+                  "consignments": [],
+                  "firing": 0,
+                  "jurisdiction": "150200",
+                  "kind": "transport",
+                  "labels": {},
+                  "last_received_at": null,
+                  "last_seen": null,
+                  "limit_high": 8.0,
+                  "limit_low": 0.0,
+                  "online": null,
+                  "online_at": null,
+                  "operator": "op1",
+                  "operator_code": "91150100MA0PJ0000X",
+                  "operator_name": "Grassland Dairy",
+                  "pending": [],
+                  "profile": "chilled_food",
+                  "registered": true,
+                  "sensors": [],
+                  "sensors_never_seen": [],
+                  "sequence": {
+                    "gaps": 0,
+                    "last": null,
+                    "repeats": 0
+                  },
+                  "site": null,
+                  "state": "off_duty",
+                  "unit": "truck-7"
+                },
+                {
+                  "category": null,
+                  "clock": {
+                    "ahead": false,
+                    "future_readings": 0,
+                    "jumps": 0,
+                    "last_jump_at": null,
+                    "skew_s": null
+                  },
+                  "consignments": [],
+                  "firing": 0,
+                  "jurisdiction": "220100",
+                  "kind": "storage",
+                  "labels": {},
+                  "last_received_at": null,
+                  "last_seen": null,
+                  "limit_high": null,
+                  "limit_low": null,
+                  "online": null,
+                  "online_at": null,
+                  "operator": "op2",
+                  "operator_code": null,
+                  "operator_name": null,
+                  "pending": [],
+                  "profile": null,
+                  "registered": true,
+                  "sensors": [],
+                  "sensors_never_seen": [],
+                  "sequence": {
+                    "gaps": 0,
+                    "last": null,
+                    "repeats": 0
+                  },
+                  "site": null,
+                  "state": "unmonitored",
+                  "unit": "room-2"
+                },
+                {
+                  "category": null,
+                  "clock": {
+                    "ahead": false,
+                    "future_readings": 0,
+                    "jumps": 0,
+                    "last_jump_at": null,
+                    "skew_s": null
+                  },
+                  "consignments": [],
+                  "firing": 0,
+                  "jurisdiction": null,
+                  "kind": null,
+                  "labels": {},
+                  "last_received_at": "2026-11-23T10:17:00.000Z",
+                  "last_seen": "2026-11-23T10:17:00.000Z",
+                  "limit_high": null,
+                  "limit_low": null,
+                  "online": null,
+                  "online_at": null,
+                  "operator": "op9",
+                  "operator_code": null,
+                  "operator_name": null,
+                  "pending": [],
+                  "profile": null,
+                  "registered": false,
+                  "sensors": [
+                    {
+                      "calibration_due": null,
+                      "event_time": "2026-11-23T10:17:00.000Z",
+                      "kind": "door",
+                      "placement": null,
+                      "quality": [
+                        "server_time"
+                      ],
+                      "sensor": "x",
+                      "unit": null,
+                      "value": 1.0
+                    },
+                    {
+                      "calibration_due": null,
+                      "event_time": "2026-11-23T10:17:00.000Z",
+                      "kind": "temperature",
+                      "placement": null,
+                      "quality": [
+                        "server_time"
+                      ],
+                      "sensor": "x",
+                      "unit": "Cel",
+                      "value": 4.0
+                    }
                   ],
-                  "sensor": "x",
-                  "unit": "Cel",
-                  "value": 4.0
+                  "sensors_never_seen": [],
+                  "sequence": {
+                    "gaps": 0,
+                    "last": null,
+                    "repeats": 0
+                  },
+                  "site": null,
+                  "state": "compliant",
+                  "unit": "unknown"
                 }
               ],
-              "sensors_never_seen": [],
-              "sequence": {
-                "gaps": 0,
-                "last": null,
-                "repeats": 0
-              },
-              "site": null,
-              "state": "compliant",
-              "unit": "unknown"
+              "next": null
             }
-          ],
-          "next": null
-        }
-    "#]],
+        "#]],
     );
     assert_eq!(daemon.get_ok("/api/v1/units/op1/room-1").await, units["items"][0]);
     assert_eq!(daemon.get("/api/v1/units/op1/nowhere").await.0, StatusCode::NOT_FOUND);
@@ -692,6 +725,118 @@ async fn a_series_is_read_from_the_file_and_from_memory_as_one() {
     assert_eq!(&with_late["items"].as_array().unwrap()[1..], items);
     let nobody = daemon.get_ok("/api/v1/series?operator=op9&unit=u&sensor=t9&kind=temperature").await;
     assert_eq!(nobody, json!({ "items": [], "next": null }));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn compliance_is_added_up_by_what_is_asked_for() {
+    let daemon = Daemon::start().await;
+    daemon.publish_minutes("op1/room-1", "10:00:00", &TOO_WARM).await;
+    let period = "from=2026-11-23T10:00:00Z&to=2026-11-23T12:00:00Z";
+    let get = async |query: &str| daemon.get_ok(&format!("/api/v1/compliance?{query}&{period}")).await;
+    // Of two registered sensors one has never sent anything: what is not out of the limits is not known.
+    check(
+        &get("by=jurisdiction").await,
+        expect![[r#"
+        {
+          "by": "jurisdiction",
+          "from": "2026-11-23T10:00:00.000Z",
+          "items": [
+            {
+              "compliant_s": 0.0,
+              "disposal_rate": null,
+              "excursion_s": 720.0,
+              "key": "150100",
+              "on_duty_s": 1020.0,
+              "share_compliant": 0.0,
+              "units": 1,
+              "unmonitored_s": 300.0
+            },
+            {
+              "compliant_s": 0.0,
+              "disposal_rate": null,
+              "excursion_s": 0.0,
+              "key": "150200",
+              "on_duty_s": 0.0,
+              "share_compliant": null,
+              "units": 1,
+              "unmonitored_s": 0.0
+            },
+            {
+              "compliant_s": 0.0,
+              "disposal_rate": null,
+              "excursion_s": 0.0,
+              "key": "220100",
+              "on_duty_s": 0.0,
+              "share_compliant": null,
+              "units": 1,
+              "unmonitored_s": 0.0
+            }
+          ],
+          "next": null,
+          "to": "2026-11-23T10:17:00.000Z"
+        }
+    "#]],
+    );
+    check(
+        &get("by=sensor&operator=op1&unit=room-1").await["items"],
+        expect![[r#"
+        [
+          {
+            "compliant_s": 300.0,
+            "disposal_rate": null,
+            "excursion_s": 720.0,
+            "key": "t1/temperature",
+            "kind": "temperature",
+            "on_duty_s": 1020.0,
+            "sensor": "t1",
+            "share_compliant": 0.29411764705882354,
+            "units": 1,
+            "unmonitored_s": 0.0
+          },
+          {
+            "compliant_s": 0.0,
+            "disposal_rate": null,
+            "excursion_s": 0.0,
+            "key": "t2/temperature",
+            "kind": "temperature",
+            "on_duty_s": 1020.0,
+            "sensor": "t2",
+            "share_compliant": 0.0,
+            "units": 1,
+            "unmonitored_s": 1020.0
+          }
+        ]
+    "#]],
+    );
+    let figures = |item: &Value| {
+        let seconds =
+            ["compliant_s", "excursion_s", "unmonitored_s", "on_duty_s"].map(|key| item[key].as_f64().unwrap());
+        (item["key"].as_str().map(str::to_owned), item["units"].as_u64().unwrap(), seconds)
+    };
+    let all = async |query: &str| get(query).await["items"].as_array().unwrap().iter().map(figures).collect::<Vec<_>>();
+    let some = |key: &str, units, seconds| (Some(key.to_owned()), units, seconds);
+    let of_room = [0.0, 720.0, 300.0, 1_020.0];
+    assert_eq!(all("by=operator").await, [some("op1", 2, of_room), some("op2", 1, [0.0; 4])]);
+    assert_eq!(all("by=category").await, [some("food", 1, of_room)]);
+    assert_eq!(all("by=operator&jurisdiction=1501").await, [some("op1", 1, of_room)]);
+    assert_eq!(all("by=operator&category=drug&operator=op1").await, [some("op1", 2, [0.0; 4])]);
+    let pages = [get("by=unit&limit=2").await, get("by=unit&limit=2&cursor=op1/truck-7").await];
+    assert_eq!((&pages[0]["next"], &pages[1]["next"]), (&json!("op1/truck-7"), &Value::Null));
+    let units: Vec<_> = pages.iter().flat_map(|page| page["items"].as_array().unwrap()).map(figures).collect();
+    let expected = [some("op1/room-1", 1, of_room), some("op1/truck-7", 1, [0.0; 4]), some("op2/room-2", 1, [0.0; 4])];
+    assert_eq!(units, expected);
+
+    // Where nothing is said, it is the last thirty whole days; where only a start is, until the end of yesterday or now.
+    let whole_days = daemon.get_ok("/api/v1/compliance?by=operator").await;
+    assert_eq!(whole_days["from"], "2026-10-24T00:00:00.000Z");
+    assert_eq!(whole_days["to"], "2026-11-23T00:00:00.000Z");
+    assert_eq!(whole_days["items"][0]["unmonitored_s"], 30.0 * 86_400.0);
+    let today = daemon.get_ok("/api/v1/compliance?by=operator&from=2026-11-23T00:00:00Z").await;
+    assert_eq!(today["to"], "2026-11-23T10:17:00.000Z");
+    let (status, problem) = daemon.get("/api/v1/compliance?by=operator&from=0").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("not summed up yet"), "{problem}");
     daemon.stop().await;
 }
 
@@ -905,6 +1050,12 @@ async fn probes_metrics_and_accounting_say_how_it_goes() {
     assert_eq!(body["ready"], false);
     assert_eq!(body["parts"]["broker"], json!({ "ready": false, "remark": "starting" }));
     broker.up("subscribed");
+    // The pipeline is ready when it has nothing left to do.
+    let deadline = tokio::time::Instant::now() + PATIENCE;
+    while daemon.health.parts()["pipeline"].is_err() {
+        assert!(tokio::time::Instant::now() < deadline, "the pipeline is never ready");
+        tokio::task::yield_now().await;
+    }
     let body = daemon.get_ok("/readyz").await;
     assert_eq!(body["ready"], true);
     assert_eq!(body["parts"]["broker"], json!({ "ready": true, "remark": "subscribed" }));
@@ -975,6 +1126,15 @@ async fn what_cannot_be_answered_is_a_problem_document() {
         ("/api/v1/series?operator=a&unit=b&sensor=c&kind=door&step=0", 400, "step"),
         ("/api/v1/series?operator=a&unit=b&sensor=c&kind=door&step=1y", 400, "1y"),
         ("/api/v1/dead-letters?reason=bad", 400, "malformed"),
+        ("/api/v1/compliance", 400, "by"),
+        ("/api/v1/compliance?by=weather", 400, "jurisdiction"),
+        ("/api/v1/compliance?by=unit&from=yesterday", 400, "yesterday"),
+        ("/api/v1/compliance?by=unit&from=2026-11-23T10:00:00Z&to=2026-11-23T10:00:00Z", 400, "before `to`"),
+        ("/api/v1/compliance?by=unit&cursor=x", 400, "cursor"),
+        ("/api/v1/compliance?by=operator&limit=5", 400, "by=unit"),
+        ("/api/v1/compliance?by=sensor&operator=op1", 400, "one unit"),
+        ("/api/v1/compliance?by=sensor&operator=op1&unit=room-1&category=food", 400, "category"),
+        ("/api/v1/compliance?by=sensor&operator=op1&unit=nobody", 404, "unit"),
         ("/api/v1/alerts/%FF", 404, "UTF-8"),
     ] {
         let response = daemon.request(path).send().await.unwrap();
@@ -1006,6 +1166,37 @@ async fn a_missing_ledger_is_told_as_unavailable() {
     let stores = super::stores::Stores::new(Path::new("/nonexistent"));
     let problem = stores.ledger(|ledger| ledger.alert("x")).await.unwrap_err();
     assert!(format!("{problem:?}").contains("503"), "{problem:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bad_clock_is_shown_and_its_unit_alone_is_affected() {
+    let daemon = Daemon::start().await;
+    for minute in 0..8 {
+        daemon.clock.set(at("10:00:00").plus_millis(minute * 60_000));
+        for (unit, ahead_ms) in [("op1/truck-7", if minute < 4 { 0 } else { 200_000 }), ("op1/room-1", 0)] {
+            let ts = at("10:00:00").plus_millis(minute * 60_000 + ahead_ms).as_millis();
+            let reading = json!({ "sensor": "t1", "kind": "temperature", "value": -20 });
+            daemon.publish(unit, "telemetry", json!({ "ts": ts, "readings": [reading] }).to_string().as_bytes()).await;
+        }
+    }
+    let far =
+        json!({ "ts": "2031-01-01T00:00:00Z", "readings": [{ "sensor": "t1", "kind": "temperature", "value": 1 }] });
+    daemon.publish("op1/truck-7", "telemetry", far.to_string().as_bytes()).await;
+    let clock = async |unit: &str| daemon.get_ok(&format!("/api/v1/units/{unit}")).await["clock"].clone();
+    let mut bad = clock("op1/truck-7").await;
+    assert!(bad["skew_s"].as_f64().unwrap() > 1e8, "what is refused says most about the clock: {bad}");
+    bad["skew_s"] = Value::Null;
+    let expected = json!({
+        "ahead": true, "jumps": 1, "last_jump_at": "2026-11-23T10:04:00.000Z", "future_readings": 1, "skew_s": null,
+    });
+    assert_eq!(bad, expected);
+    let good = json!({ "ahead": false, "jumps": 0, "last_jump_at": null, "future_readings": 0, "skew_s": 0.0 });
+    assert_eq!(clock("op1/room-1").await, good);
+    let metrics = daemon.request("/metrics").send().await.unwrap().text().await.unwrap();
+    for line in ["frostline_clock_jumps_total 1", "frostline_units_clock_ahead 1"] {
+        assert!(metrics.lines().any(|found| found == line), "{line} is not in {metrics}");
+    }
+    daemon.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -13,7 +13,7 @@ use super::request::{Page, Params, PathParams, page_length, unknown_cursor};
 use super::{App, Shared};
 use crate::alert::{Alert, Time};
 use crate::ledger::LedgerError;
-use crate::pipeline::{SeriesView, UnitView};
+use crate::pipeline::{DeviceClock, SeriesView, UnitView};
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -52,6 +52,7 @@ pub(crate) struct UnitJson {
     online: Option<bool>,
     online_at: Option<Time>,
     sequence: SequenceJson,
+    clock: ClockJson,
     /// How many alerts fire.
     firing: u64,
     pending: Vec<Alert>,
@@ -79,6 +80,19 @@ struct SequenceJson {
     last: Option<u64>,
     gaps: u64,
     repeats: u64,
+}
+
+/// What a unit's messages say of its device's clock.
+#[derive(Debug, Serialize)]
+struct ClockJson {
+    /// How far it is ahead, by the least delayed of the last messages; null before any that says a time.
+    skew_s: Option<f64>,
+    ahead: bool,
+    /// How many times it was found to have been set.
+    jumps: u64,
+    last_jump_at: Option<Time>,
+    /// How many readings were refused because they are from the future.
+    future_readings: u64,
 }
 
 /// The newest reading of one series.
@@ -155,7 +169,7 @@ async fn decided(app: &App) -> Result<Decided, Problem> {
         .await
 }
 
-fn parse_cursor(text: &str) -> Option<UnitKey> {
+pub(crate) fn parse_cursor(text: &str) -> Option<UnitKey> {
     let (operator, unit) = text.split_once('/')?;
     unit_key(operator, unit)
 }
@@ -201,12 +215,23 @@ fn view(registry: &Registry, key: &UnitKey, live: Option<&UnitView>, now: Timest
             gaps: live.map_or(0, |live| live.sequence_gaps),
             repeats: live.map_or(0, |live| live.sequence_repeats),
         },
+        clock: clock_view(live.map(|live| live.clock).unwrap_or_default()),
         firing,
         pending: live.map(|live| live.pending.clone()).unwrap_or_default(),
         sensors,
         sensors_never_seen: never_seen,
         operator: names.0,
         unit: names.1,
+    }
+}
+
+fn clock_view(clock: DeviceClock) -> ClockJson {
+    ClockJson {
+        skew_s: clock.skew_ms().map(|skew_ms| skew_ms as f64 / 1_000.0),
+        ahead: clock.is_ahead(),
+        jumps: clock.jumps(),
+        last_jump_at: clock.last_jump_at().map(Time),
+        future_readings: clock.future_readings(),
     }
 }
 

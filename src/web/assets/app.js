@@ -49,6 +49,9 @@ const texts = {
   lasted: ["lasted", "持续"],
   extreme: ["worst", "极值"],
   allowed: ["within limits", "限值范围"],
+  inThisTime: ["In this time on duty: ", "该时段在监："],
+  notOnDuty: ["Not on duty with a profile in this time.", "该时段不在监，或无品类限值。"],
+  clockAhead: ["The device's clock is ahead by", "设备时钟超前"],
   episode: ["alert", "预警时段"],
   received: ["received", "接收"],
   stored: ["stored", "入库"],
@@ -117,6 +120,7 @@ const model = {
   seriesStepMs: MINUTE_MS,
   seriesProblem: null,
   seriesRange: null, // [fromMs, toMs]
+  compliance: null, // of the chosen unit in the chart's time
   firingOnly: false,
   loaded: false,
   problem: null,
@@ -300,9 +304,17 @@ async function loadSeries() {
     if (stepMs > MINUTE_MS) parameters.set("step", `${stepMs / 1000}s`);
     return `/api/v1/series?${parameters}`;
   };
+  const accounts = new URLSearchParams({
+    by: "unit", operator: unit.operator, unit: unit.unit,
+    from: new Date(fromMs).toISOString(), to: new Date(toMs).toISOString(),
+  });
   try {
+    // The chart can do without the account.
+    const compliance = get(`/api/v1/compliance?${accounts}`).catch(() => null);
     const all = await Promise.all(sensors.map((sensor) => getAll(query(sensor))));
+    const account = (await compliance)?.items[0] ?? null;
     if (request !== seriesRequest) return;
+    model.compliance = account;
     model.series = sensors.map((sensor, index) => ({ sensor, points: all[index].map(pointOf) }));
     model.seriesRange = [fromMs, toMs];
     model.seriesStepMs = stepMs;
@@ -312,6 +324,7 @@ async function loadSeries() {
     model.seriesProblem = say("noAnswer") + String(error?.message ?? error);
   }
   drawChart();
+  drawCompliance();
 }
 
 function pointOf(item) {
@@ -378,6 +391,7 @@ function draw() {
   drawUnits();
   drawAlerts();
   drawDetailHead();
+  drawCompliance();
   drawFooter();
 }
 
@@ -602,10 +616,12 @@ function choose(key, byHand) {
   model.chosen = key;
   model.kind = "temperature";
   model.series = null;
+  model.compliance = null;
   byId("detail").hidden = false;
   drawUnits();
   drawDetailHead();
   drawChart();
+  drawCompliance();
   loadSeries();
   if (byHand) byId("detail").scrollIntoView({ block: "nearest" });
 }
@@ -646,6 +662,21 @@ function drawDetailHead() {
     drawDetailHead();
     loadSeries();
   });
+}
+
+// What became of the chart's time, and whether the device's clock can be trusted.
+function drawCompliance() {
+  const unit = model.units.get(model.chosen);
+  const parts = [];
+  if (model.compliance?.on_duty_s > 0) {
+    const share = (state) => `${say(state)} ${(100 * model.compliance[`${state}_s`] / model.compliance.on_duty_s).toFixed(1)} %`;
+    parts.push(say("inThisTime") + ["compliant", "excursion", "unmonitored"].map(share).join(" · "));
+  } else if (model.compliance) {
+    parts.push(say("notOnDuty"));
+  }
+  if (unit?.clock?.ahead) parts.push(`${say("clockAhead")} ${duration(unit.clock.skew_s * 1000)}`);
+  byId("compliance").hidden = parts.length === 0;
+  setText(byId("compliance"), parts.join(" "));
 }
 
 function drawChart() {

@@ -4,26 +4,44 @@
 //! millisecond counts: the first. Then each unit's readings are judged in the order of event time by the same engine
 //! that judges live, so the order of arrival cannot matter otherwise.
 
-use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use foldhash::fast::RandomState;
 use frostline_core::codec::DeadLetterReason;
-use frostline_core::model::{Name, Quality, Reading, Registry, SeriesKey, Timestamp, UnitKey};
-use frostline_core::rules::{Change, Engine, Episode, Rule, RuleIndex, SeriesId, Transition, micro};
+use frostline_core::model::{Name, Registry, SeriesKey, Timestamp, UnitKey};
+use frostline_core::rules::{Engine, Era, JudgedEpisode, Point, Rule, judge_unit, micro};
 
 use crate::config::Judgement;
 use crate::episode_file::{self, EpisodeRecord};
 use crate::recording::{self, Item, RecordedReading, RecordingError};
+use crate::stored_readings::{StoredReadings, StoredReadingsError};
 
 /// How many lines that cannot be used are described; the rest is only counted.
 const REMARKS_MAX: usize = 20;
 
-/// Readings taken from files, to be judged together.
+/// How many readings are taken between two looks at the progress.
+const PROGRESS_EVERY: u64 = 4_096;
+
+/// How far a backtest has got, for whoever shows it.
+#[derive(Debug, Default)]
+pub struct Progress {
+    /// Bytes of the files read, compressed where they are.
+    pub bytes_read: AtomicU64,
+    /// Readings taken.
+    pub readings: AtomicU64,
+    /// Units that are being judged; 0 while readings are taken.
+    pub units: AtomicU64,
+    /// Those that have been.
+    pub units_judged: AtomicU64,
+}
+
+/// Readings taken from files or from the history, to be judged together.
 #[derive(Debug, Default)]
 pub struct Backtest {
+    progress: Arc<Progress>,
     series: Vec<Collected>,
     /// Series by operator, unit, sensor and kind, with a byte between them that no name has.
     numbers: HashMap<Box<[u8]>, usize, RandomState>,
@@ -60,6 +78,16 @@ pub struct Outcome {
     pub summary: Summary,
 }
 
+/// Readings in order, ready to be judged as often as one likes.
+#[derive(Debug)]
+pub struct OrderedReadings {
+    series: Vec<(SeriesKey, Vec<Point>)>,
+    now: Option<Timestamp>,
+    progress: Arc<Progress>,
+    /// What became of the readings.
+    pub summary: Summary,
+}
+
 /// The readings of one series.
 #[derive(Debug)]
 struct Collected {
@@ -78,7 +106,8 @@ impl Backtest {
     /// # Errors
     /// The file cannot be read, or is something else.
     pub fn add_file(&mut self, file: &Path, judgement: &Judgement) -> Result<(), RecordingError> {
-        recording::read(file, judgement, &mut |line, item| match item {
+        let progress = Arc::clone(&self.progress);
+        recording::read(file, judgement, &progress.bytes_read, &mut |line, item| match item {
             Item::Now(now) => self.now = self.now.max(Some(now)),
             Item::Reading(reading) => self.add(&reading),
             Item::Refused { reason, detail } => {
@@ -88,8 +117,42 @@ impl Backtest {
         })
     }
 
+    /// Takes every reading that a daemon has accepted; *now* is then the daemon's.
+    ///
+    /// # Errors
+    /// The readings cannot be read.
+    pub fn add_stored(&mut self, stored: &StoredReadings) -> Result<(), StoredReadingsError> {
+        self.now = self.now.max(Some(stored.now()));
+        for SeriesKey { unit, sensor, kind } in stored.series()? {
+            let key = SeriesKey { unit: unit.clone(), sensor: sensor.clone(), kind };
+            stored.each::<StoredReadingsError>(&key, Timestamp::MIN, Timestamp::MAX, |piece| {
+                for reading in piece {
+                    self.add(&RecordedReading {
+                        operator: unit.operator.as_str(),
+                        unit: unit.unit.as_str(),
+                        sensor: &sensor,
+                        kind,
+                        event_time: reading.event_time,
+                        is_server_time: false,
+                        value: reading.value,
+                    });
+                }
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Returns how far it has got, to be looked at from another thread.
+    pub fn progress(&self) -> Arc<Progress> {
+        Arc::clone(&self.progress)
+    }
+
     fn add(&mut self, reading: &RecordedReading<'_>) {
         self.summary.received += 1;
+        if self.summary.received.is_multiple_of(PROGRESS_EVERY) {
+            self.progress.readings.store(self.summary.received, Ordering::Relaxed);
+        }
         let number = self.series_number(reading);
         let series = &mut self.series[number];
         let mut millis = reading.event_time.as_millis();
@@ -132,18 +195,46 @@ impl Backtest {
         number
     }
 
-    /// Judges everything taken so far.
-    pub fn judge(mut self, rules: Arc<[Arc<Rule>]>, registry: Arc<Registry>) -> Outcome {
+    /// Puts everything taken so far in order.
+    pub fn order(mut self) -> OrderedReadings {
         for series in &mut self.series {
             series.settle(&mut self.summary);
         }
-        let first = self.series.iter().filter_map(|series| series.readings.first()).map(|(time, _)| *time).min();
-        let Some((first, now)) = first.zip(self.now) else {
-            return Outcome { episodes: Vec::new(), summary: self.summary };
-        };
         let series = self.series.into_iter().map(|series| (series.key, series.readings)).collect();
-        let episodes = judge(rules, registry, series, Timestamp::from_millis(first), now);
-        Outcome { episodes, summary: self.summary }
+        OrderedReadings { series, now: self.now, progress: self.progress, summary: self.summary }
+    }
+
+    /// Judges everything taken so far.
+    pub fn judge(self, rules: Arc<[Arc<Rule>]>, registry: Arc<Registry>) -> Outcome {
+        let readings = self.order();
+        Outcome { episodes: readings.judge(rules, registry), summary: readings.summary }
+    }
+}
+
+impl OrderedReadings {
+    /// Returns the episodes that rules find, sorted as in a file.
+    pub fn judge(&self, rules: Arc<[Arc<Rule>]>, registry: Arc<Registry>) -> Vec<EpisodeRecord> {
+        match self.span().zip(self.now) {
+            Some(((first, _), now)) => judge_watched(rules, registry, &self.series, first, now, &self.progress),
+            None => Vec::new(),
+        }
+    }
+
+    /// Returns the times of the oldest and the newest reading, if there is one.
+    pub fn span(&self) -> Option<(Timestamp, Timestamp)> {
+        let at = |(millis, _): &Point| Timestamp::from_millis(*millis);
+        let first = self.series.iter().filter_map(|(_, readings)| readings.first()).map(at).min();
+        first.zip(self.series.iter().filter_map(|(_, readings)| readings.last()).map(at).max())
+    }
+
+    /// Returns how many series there are.
+    pub fn series_count(&self) -> usize {
+        self.series.len()
+    }
+
+    /// Returns the instant until which is judged, if there is any reading.
+    pub fn now(&self) -> Option<Timestamp> {
+        self.now
     }
 }
 
@@ -203,104 +294,59 @@ impl std::fmt::Display for Summary {
     }
 }
 
-/// A series as the engine knows it, and its readings in order.
-type JudgedSeries = (SeriesId, Vec<(i64, f64)>);
-
-/// Judges series whose readings are in order, each a time in milliseconds and a value, not a number for a failed probe.
+/// Judges series whose readings are in order, each unit as if it were the only one.
 pub(crate) fn judge(
     rules: Arc<[Arc<Rule>]>,
     registry: Arc<Registry>,
-    series: Vec<(SeriesKey, Vec<(i64, f64)>)>,
+    series: Vec<(SeriesKey, Vec<Point>)>,
     registered_at: Timestamp,
     now: Timestamp,
 ) -> Vec<EpisodeRecord> {
-    let mut engine = Engine::new(rules, registry, 0, registered_at);
-    let mut by_unit: BTreeMap<UnitKey, Vec<JudgedSeries>> = BTreeMap::new();
+    judge_watched(rules, registry, &series, registered_at, now, &Progress::default())
+}
+
+fn judge_watched(
+    rules: Arc<[Arc<Rule>]>,
+    registry: Arc<Registry>,
+    series: &[(SeriesKey, Vec<Point>)],
+    registered_at: Timestamp,
+    now: Timestamp,
+    progress: &Progress,
+) -> Vec<EpisodeRecord> {
+    let registered = registry.sensors.keys().cloned().collect::<Vec<_>>();
+    let blank = Engine::new(Era { loaded_at: registered_at, rules, registry }, 0);
+    let mut by_unit: BTreeMap<UnitKey, Vec<(&SeriesKey, &[Point])>> = BTreeMap::new();
+    // A registered unit is silent where it never sent anything.
+    for unit in registered {
+        by_unit.entry(unit).or_default();
+    }
     for (key, readings) in series {
-        let id = engine.series(&key);
-        by_unit.entry(key.unit).or_default().push((id, readings));
+        by_unit.entry(key.unit.clone()).or_default().push((key, readings));
     }
-    let mut book = Book::default();
-    let mut transitions = Vec::new();
-    for series in by_unit.into_values() {
-        // A unit's rules see its readings in the order of event time, whichever of its series they are of.
-        let mut heads: BinaryHeap<_> = series.iter().enumerate().map(|(n, (_, r))| Reverse((r[0].0, n, 0))).collect();
-        while let Some(Reverse((_, number, mut position))) = heads.pop() {
-            let (id, readings) = &series[number];
-            let until = heads.peek().map_or(i64::MAX, |Reverse((time, ..))| *time);
-            while let Some((millis, value)) = readings.get(position).copied() {
-                if millis > until {
-                    heads.push(Reverse((millis, number, position)));
-                    break;
-                }
-                let value = (!value.is_nan()).then_some(value);
-                let reading = Reading { event_time: Timestamp::from_millis(millis), value, quality: Quality::GOOD };
-                engine.observe(*id, &reading, now, &mut transitions);
-                position += 1;
-            }
-            book.enter(&mut transitions);
-        }
+    progress.units_judged.store(0, Ordering::Relaxed);
+    progress.units.store(by_unit.len() as u64, Ordering::Relaxed);
+    let mut records = Vec::new();
+    for (unit, series) in by_unit {
+        let mut engine = blank.blank_for_unit(&unit);
+        let series: Vec<_> = series.iter().map(|(key, readings)| (engine.series(key), *readings)).collect();
+        let episodes = judge_unit(&mut engine, &unit, &series, now);
+        records.extend(episodes.into_iter().map(|episode| record(&engine, &episode)));
+        progress.units_judged.fetch_add(1, Ordering::Relaxed);
     }
-    engine.advance(now, &mut transitions);
-    book.enter(&mut transitions);
-    book.look_at(&engine);
-    book.into_records(&engine)
+    episode_file::sort(&mut records);
+    records
 }
 
-/// The episodes as transitions tell them.
-#[derive(Debug, Default)]
-struct Book {
-    episodes: Vec<(RuleIndex, SeriesId, Episode)>,
-    /// Which of them is firing.
-    firing: HashMap<(RuleIndex, SeriesId), usize, RandomState>,
-}
-
-impl Book {
-    fn enter(&mut self, transitions: &mut Vec<Transition>) {
-        for Transition { rule, series, change, .. } in transitions.drain(..) {
-            match change {
-                Change::Fired(episode) => {
-                    self.firing.insert((rule, series), self.episodes.len());
-                    self.episodes.push((rule, series, episode));
-                }
-                Change::Resolved(episode) => {
-                    let number = self.firing.remove(&(rule, series)).expect("what resolves has fired");
-                    self.episodes[number].2 = episode;
-                }
-                Change::Updated(_) | Change::Reopened(_) | Change::Retracted(..) => {
-                    unreachable!("time is let pass once, after the last reading")
-                }
-                Change::Pending { .. } | Change::PendingEnded { .. } => {}
-            }
-        }
-    }
-
-    /// Takes up the figures of what is still firing, which have gone on since it fired.
-    fn look_at(&mut self, engine: &Engine) {
-        for unit in engine.units() {
-            for firing in engine.firing(unit) {
-                let number = self.firing[&(firing.rule, firing.series)];
-                self.episodes[number].2 = firing.episode;
-            }
-        }
-    }
-
-    fn into_records(self, engine: &Engine) -> Vec<EpisodeRecord> {
-        let record = |(rule, series, episode): (RuleIndex, SeriesId, Episode)| {
-            let subject = engine.subject(series);
-            EpisodeRecord {
-                operator: subject.unit.operator.to_string(),
-                unit: subject.unit.unit.to_string(),
-                sensor: subject.sensor.map(str::to_owned),
-                rule: engine.rule(rule).id.to_string(),
-                started_at: episode.started_at,
-                fired_at: episode.fired_at,
-                resolved_at: episode.resolved_at,
-                extreme: episode.extreme,
-            }
-        };
-        let mut records: Vec<_> = self.episodes.into_iter().map(record).collect();
-        episode_file::sort(&mut records);
-        records
+fn record(engine: &Engine, judged: &JudgedEpisode) -> EpisodeRecord {
+    let subject = engine.subject(judged.series);
+    EpisodeRecord {
+        operator: subject.unit.operator.to_string(),
+        unit: subject.unit.unit.to_string(),
+        sensor: subject.sensor.map(str::to_owned),
+        rule: engine.rule(judged.rule).id.to_string(),
+        started_at: judged.episode.started_at,
+        fired_at: judged.episode.fired_at,
+        resolved_at: judged.episode.resolved_at,
+        extreme: judged.episode.extreme,
     }
 }

@@ -1,4 +1,4 @@
-//! Episodes as JSON Lines, sorted, so that two files can be compared with `diff`.
+//! Episodes as JSON Lines or CSV, sorted, so that two files can be compared with `diff`.
 
 use std::io::{self, Write};
 
@@ -40,6 +40,32 @@ struct Line<'a> {
     extreme: Option<f64>,
 }
 
+impl EpisodeRecord {
+    /// Returns `firing` or `resolved`.
+    pub fn state(&self) -> &'static str {
+        if self.resolved_at.is_some() { "resolved" } else { "firing" }
+    }
+
+    /// Returns what a table of episodes shows under its [`COLUMNS`]; what is null in JSON is empty.
+    pub fn cells(&self) -> [String; COLUMNS.len()] {
+        [
+            self.operator.clone(),
+            self.unit.clone(),
+            self.sensor.clone().unwrap_or_default(),
+            self.rule.clone(),
+            self.state().to_owned(),
+            self.started_at.to_string(),
+            self.fired_at.to_string(),
+            self.resolved_at.map_or(String::new(), |at| at.to_string()),
+            self.extreme.map_or(String::new(), |extreme| extreme.to_string()),
+        ]
+    }
+}
+
+/// The columns of a table of episodes, which are the keys of a line too.
+pub const COLUMNS: [&str; 9] =
+    ["operator", "unit", "sensor", "rule", "state", "started_at", "fired_at", "resolved_at", "extreme"];
+
 /// Sorts episodes as files have them: by operator, unit, sensor, rule and start.
 pub fn sort(episodes: &mut [EpisodeRecord]) {
     episodes.sort_by(|a, b| {
@@ -54,14 +80,14 @@ pub fn sort(episodes: &mut [EpisodeRecord]) {
 ///
 /// # Errors
 /// `out` does not take it.
-pub fn write(episodes: &[EpisodeRecord], out: &mut impl Write) -> io::Result<()> {
+pub fn write(episodes: &[EpisodeRecord], out: &mut (impl Write + ?Sized)) -> io::Result<()> {
     for episode in episodes {
         let line = Line {
             operator: &episode.operator,
             unit: &episode.unit,
             sensor: episode.sensor.as_deref(),
             rule: &episode.rule,
-            state: if episode.resolved_at.is_some() { "resolved" } else { "firing" },
+            state: episode.state(),
             started_at: episode.started_at.to_string(),
             fired_at: episode.fired_at.to_string(),
             resolved_at: episode.resolved_at.map(|at| at.to_string()),

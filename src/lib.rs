@@ -14,13 +14,18 @@ pub mod alert;
 pub mod history;
 pub mod ledger;
 
+pub mod compliance;
+
 pub mod notify;
 pub mod series;
 pub mod web;
 
 pub mod backtest;
+pub mod comparison;
 pub mod episode_file;
+pub mod export;
 pub mod recording;
+pub mod stored_readings;
 pub mod story;
 
 pub mod app;

@@ -3,14 +3,18 @@
 mod alerts;
 mod backtest;
 mod check;
+mod coverage;
 mod daemon;
 mod dead_letters;
 #[cfg(feature = "demo")]
 mod demo;
+mod export;
+mod progress;
 mod run;
 mod table;
 mod test;
 
+use std::io::{self, IsTerminal as _};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -70,6 +74,8 @@ enum Command {
     Check(check::CheckArgs),
     /// Run rules over recordings without any server, and write the episodes that fired.
     Backtest(backtest::BacktestArgs),
+    /// Write episodes, alerts or readings from the data directory, also while the daemon runs.
+    Export(export::ExportArgs),
     /// Run the stories that rules are tested with.
     Test(test::TestArgs),
     /// Show the alerts of a running daemon.
@@ -83,6 +89,8 @@ enum Command {
 pub(crate) struct Context {
     /// The directory of the configuration.
     pub(crate) config_dir: PathBuf,
+    /// Whether somebody looks on who wants to know how far a command has got.
+    pub(crate) shows_progress: bool,
 }
 
 /// How results are printed.
@@ -132,13 +140,16 @@ pub fn main() -> ExitCode {
     let Arguments { global, command } = Arguments::parse();
     let is_demo = command.is_demo();
     start_logging(&global, is_demo);
-    let context = Context { config_dir: global.config };
+    let is_for_people = matches!(global.log_format, LogFormat::Text) && !global.quiet;
+    let shows_progress = is_for_people && io::stderr().is_terminal();
+    let context = Context { config_dir: global.config, shows_progress };
     let result = match command {
         #[cfg(feature = "demo")]
         Command::Demo(arguments) => demo::run(arguments),
         Command::Run => run::run(&context),
         Command::Check(arguments) => check::run(&arguments, &context),
         Command::Backtest(arguments) => backtest::run(arguments, &context),
+        Command::Export(arguments) => export::run(&arguments, &context),
         Command::Test(arguments) => test::run(arguments, &context),
         Command::Alerts(arguments) => alerts::run(arguments, &context),
         Command::DeadLetters(arguments) => dead_letters::run(arguments, &context),
@@ -181,7 +192,7 @@ fn start_logging(global: &Global, is_demo: bool) {
     match global.log_format {
         LogFormat::Json => builder.json().flatten_event(true).init(),
         LogFormat::Text => {
-            builder.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).with_target(false).init();
+            builder.with_ansi(io::stderr().is_terminal()).with_target(false).init();
         }
     }
 }

@@ -68,7 +68,7 @@ const ALARM_CELSIUS: f64 = 5.0;
 /// The messages of a fleet.
 pub(crate) struct Fleet {
     units: usize,
-    random: u64,
+    random: Random,
     /// The message being written, used again for the next.
     pub(crate) topic: String,
     /// The message being written, used again for the next.
@@ -78,7 +78,7 @@ pub(crate) struct Fleet {
 impl Fleet {
     /// Returns a fleet of so many units, with two sensors each.
     pub(crate) fn new(units: usize) -> Self {
-        Self { units, random: 42, topic: String::new(), payload: String::new() }
+        Self { units, random: Random::new(42), topic: String::new(), payload: String::new() }
     }
 
     /// Writes message `number` of a recording that began at `began_at`: the units one after the other, round by round.
@@ -90,8 +90,8 @@ impl Fleet {
     /// Writes message `number` of a fleet as it measures, at `event_time`.
     pub(crate) fn write(&mut self, number: usize, event_time: Timestamp, is_alarm: bool) {
         let unit = number % self.units;
-        let celsius = if is_alarm { ALARM_CELSIUS } else { (self.random(600) - 2_300) as f64 / 100.0 };
-        let percent = (self.random(300) + 450) as f64 / 10.0;
+        let celsius = if is_alarm { ALARM_CELSIUS } else { (self.random.below(600) as i64 - 2_300) as f64 / 100.0 };
+        let percent = (self.random.below(300) + 450) as f64 / 10.0;
         self.topic.clear();
         write!(self.topic, "coldchain/v1/dairy-{:02}/room-{unit:05}/telemetry", unit % 40).expect("a String takes all");
         self.payload.clear();
@@ -102,10 +102,20 @@ impl Fleet {
         )
         .expect("a String takes all");
     }
+}
 
-    fn random(&mut self, below: u64) -> i64 {
-        self.random = self.random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
-        ((self.random >> 33) % below) as i64
+/// Random numbers that depend on the seed alone.
+pub(crate) struct Random(u64);
+
+impl Random {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    /// Returns a number from 0 to before `end`.
+    pub(crate) fn below(&mut self, end: u64) -> u64 {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.0 >> 33) % end
     }
 }
 

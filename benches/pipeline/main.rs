@@ -1,8 +1,8 @@
 //! What the whole way costs: from a real broker's queue to judged readings, and on into a real database.
 //!
 //! `cargo bench --bench pipeline`, or with a number of messages and some of its parts:
-//! `cargo bench --bench pipeline -- 200000 judged latency`. Parts are `judged`, `databases`, `latency`, `sensors` and
-//! `start`. A directory on the disk to be measured may be given in `FROSTLINE_BENCH_DIR`.
+//! `cargo bench --bench pipeline -- 200000 judged latency`. Parts are `judged`, `databases`, `latency`, `sensors`,
+//! `start` and `late`. A directory on the disk to be measured may be given in `FROSTLINE_BENCH_DIR`.
 //!
 //! Broker, database, load generator and the measured process share the machine, so absolute figures mean little on
 //! another: what is compared is a bare subscriber that only counts and acknowledges, in the same run.
@@ -10,6 +10,7 @@
 #![expect(clippy::print_stdout, reason = "the figures are the result of this program")]
 
 mod fleet;
+mod late;
 mod mqtt;
 mod process;
 #[path = "../../tests/support/servers.rs"]
@@ -82,6 +83,9 @@ fn main() -> Result<(), Failure> {
     }
     if wants("start") {
         start_with_backlog()?;
+    }
+    if wants("late") {
+        late::late(&Mosquitto::start(BROKER_SETTINGS), directory()?.path())?;
     }
     Ok(())
 }

@@ -180,6 +180,16 @@ impl Daemon {
         values.sum()
     }
 
+    /// Returns how much of the processors' time this run has taken, in seconds.
+    pub(crate) fn cpu_s(&self) -> f64 {
+        let pid = self.child.as_ref().expect("only a running daemon takes time").id();
+        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).expect("the process is there");
+        // Behind the name, which may hold spaces: the twelfth and the thirteenth field, in hundredths.
+        let (_, fields) = stat.rsplit_once(") ").expect("the name is in parentheses");
+        let ticks = |field: usize| fields.split(' ').nth(field).and_then(|text| text.parse::<f64>().ok());
+        (ticks(11).expect("user time") + ticks(12).expect("system time")) / 100.0
+    }
+
     fn log_path(&self) -> PathBuf {
         self.home.path().join(format!("log.{}", self.starts))
     }

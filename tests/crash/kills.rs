@@ -33,6 +33,7 @@ fn killed_at_every_named_point(database: Database, name: &'static str) {
             "source-submitted" => 400,
             "journal-before-write" | "journal-written" | "journal-synced" | "journal-acknowledged" => 60,
             "pipeline-applied" | "pipeline-committed" => 30,
+            "rejudged" | "amended" => 8,
             "sink-before-request" | "sink-taken" | "outbox-published" => 6,
             _ => 1,
         };

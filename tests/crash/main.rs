@@ -3,7 +3,7 @@
 //!
 //! The daemon is the real program in a process of its own; mosquitto, VictoriaMetrics and InfluxDB 2 are the real ones.
 //! Whatever is random comes from a printed seed: `FROSTLINE_SEED=17` repeats it. `FROSTLINE_SOAK_HOURS=8` has the random
-//! kills go on for so long.
+//! kills go on for so long, and `FROSTLINE_WEEK_SPACING_S=60` makes the fleet's week one of a reading a minute.
 
 mod daemon;
 mod dead_letters;
@@ -20,3 +20,4 @@ mod scripted_broker;
 #[expect(dead_code, reason = "the helpers are for other tests too")]
 mod servers;
 mod usual_settings;
+mod week;

@@ -9,8 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use frostline::alert::AlertState;
-use frostline::episode_file::{self, EpisodeRecord};
+use frostline::alert::{Alert, AlertState};
 use frostline::history::HistoryReader;
 use frostline::ledger::{AlertFilter, Ledger, LedgerReader};
 use frostline::pipeline::HISTORY_FILE;
@@ -70,13 +69,13 @@ impl Database {
         };
         match self {
             Self::Victoria(database) => {
-                for sample in database.samples(r#"{__name__=~"(temperature|humidity|door)_(value|failed)"}"#) {
+                for sample in database.samples(r#"{__name__=~"(temperature|humidity|door|defrost)_(value|failed)"}"#) {
                     let (kind, field) = sample.name.split_once('_').expect("the selector says so");
                     add(&sample.labels, kind, field, sample.time_ms, sample.value);
                 }
             }
             Self::Influx(database) => {
-                for kind in ["temperature", "humidity", "door"] {
+                for kind in ["temperature", "humidity", "door", "defrost"] {
                     for row in database.points(kind) {
                         let time = Timestamp::parse_rfc3339(&row["_time"]).expect("a time as InfluxDB writes it");
                         add(&row, kind, &row["_field"], time.as_millis(), row["_value"].parse().unwrap_or_default());
@@ -86,6 +85,70 @@ impl Database {
         }
         readings
     }
+}
+
+/// Where the database has a point of an alert: unit, sensor, rule, state and milliseconds.
+type AlertPlace = (String, Option<String>, String, String, i64);
+
+/// Returns where an alert that stands has points.
+fn places(alert: &Alert) -> Vec<AlertPlace> {
+    let place = |state: AlertState, at: Timestamp| {
+        (alert.unit.clone(), alert.sensor.clone(), alert.rule.clone(), state.as_str().to_owned(), at.as_millis())
+    };
+    let fired =
+        alert.fired_at.filter(|_| alert.state != AlertState::Retracted).map(|at| place(AlertState::Firing, at.0));
+    let is_over = alert.state == AlertState::Resolved;
+    let resolved = alert.resolved_at.filter(|_| is_over).map(|at| place(AlertState::Resolved, at.0));
+    fired.into_iter().chain(resolved).collect()
+}
+
+impl Database {
+    /// Says how its points of alerts differ from these alerts; nothing where they do not.
+    fn difference_from(&self, alerts: &[Alert]) -> String {
+        let standing: BTreeMap<AlertPlace, &str> =
+            alerts.iter().flat_map(|alert| places(alert).into_iter().map(|place| (place, alert.id.as_str()))).collect();
+        let place = |labels: &BTreeMap<String, String>, time_ms: i64| {
+            let label = |name: &str| labels.get(name).filter(|text| !text.is_empty()).cloned();
+            let always = |name: &str| label(name).expect("every point of an alert has it");
+            (always("unit"), label("sensor"), always("rule"), always("state"), time_ms)
+        };
+        match self {
+            // It keeps no text, and of several values for one place any: so only that the points are there can be told.
+            Self::Victoria(database) => {
+                let samples = database.samples(r#"{__name__="alert_started"}"#);
+                let there: BTreeSet<_> = samples.iter().map(|sample| place(&sample.labels, sample.time_ms)).collect();
+                match standing.keys().find(|place| !there.contains(place)) {
+                    Some(missing) => format!("missing {missing:?}"),
+                    None => String::new(),
+                }
+            }
+            Self::Influx(database) => {
+                let mut there: BTreeMap<AlertPlace, BTreeMap<String, String>> = BTreeMap::new();
+                for row in database.points("alert") {
+                    let time = Timestamp::parse_rfc3339(&row["_time"]).expect("a time as InfluxDB writes it");
+                    let fields = there.entry(place(&row, time.as_millis())).or_default();
+                    fields.insert(row["_field"].clone(), row["_value"].clone());
+                }
+                there.retain(|place, fields| {
+                    place.3 != "retracted" && fields.get("superseded").is_none_or(|flag| flag != "true")
+                });
+                let there: BTreeMap<AlertPlace, &str> =
+                    there.iter().map(|(place, fields)| (place.clone(), fields["episode"].as_str())).collect();
+                let missing = standing.iter().find(|(place, id)| there.get(place) != Some(id));
+                let extra = there.iter().find(|(place, id)| standing.get(place) != Some(id));
+                if missing.is_none() && extra.is_none() {
+                    return String::new();
+                }
+                format!("missing {missing:?}, extra {extra:?}")
+            }
+        }
+    }
+}
+
+/// Returns every alert of the ledger.
+fn all_alerts(data_dir: &Path) -> Vec<Alert> {
+    let ledger = LedgerReader::open(data_dir).unwrap();
+    ledger.alerts(&AlertFilter::default(), None, 1_000_000).unwrap().items
 }
 
 /// Everything together.
@@ -106,6 +169,8 @@ pub(crate) struct Setup {
     pub(crate) name: &'static str,
     pub(crate) seed: u64,
     pub(crate) broker: &'static str,
+    /// Whether the broker loses what it has confirmed.
+    pub(crate) broker_forgets: bool,
     pub(crate) confirm_after: &'static str,
     /// Further lines of `frostline.toml`, before its sections.
     pub(crate) settings: &'static str,
@@ -119,6 +184,7 @@ impl Setup {
             name,
             seed,
             broker: KEEP_EVERYTHING,
+            broker_forgets: false,
             confirm_after: "1s",
             // Small segments that go at once, so that they are begun and deleted under load.
             settings: "journal.max_size = \"2MiB\"\njournal.retention = \"0s\"\n",
@@ -149,7 +215,7 @@ impl Setup {
         Scene {
             listener: AlertListener::start(broker.server.port()),
             publisher: Arc::new(Publisher::start(broker.server.address())),
-            load: Arc::new(Mutex::new(Load::new(self.seed))),
+            load: Arc::new(Mutex::new(Load::new(self.seed, self.broker_forgets))),
             traffic: None,
             began: Instant::now(),
             name: self.name,
@@ -190,14 +256,20 @@ impl Scene {
     pub(crate) fn settle(&mut self) {
         drop(self.traffic.take());
         self.publisher.wait_for_confirmations();
-        let (message, time) = self.load().marker();
-        self.publisher.publish([message]);
+        let (messages, time) = self.load().last_messages();
+        self.publisher.publish(messages);
         let time = time.to_string();
         wait_until("the daemon has judged everything", || {
             self.daemon.expect_alive();
             self.daemon.get("/api/v1/units/op1/marker").is_some_and(|response| response.body.contains(&time))
         });
-        self.say(format_args!("everything is judged, {} messages", self.published()));
+        wait_until("all units are judged again", || self.daemon.metric("frostline_units_dirty") == 0.0);
+        self.say(format_args!(
+            "everything is judged, {} messages; since the last start {} units were judged again, {} alerts amended",
+            self.published(),
+            self.daemon.metric("frostline_rejudged_units_total"),
+            self.daemon.metric("frostline_amendments_total"),
+        ));
     }
 
     /// Waits until the database has exactly what was published.
@@ -217,6 +289,19 @@ impl Scene {
             thread::park_timeout(Duration::from_millis(250));
         }
         self.say(format_args!("the database has all {} readings, each once", expected.len()));
+        let mut points = 0;
+        let mut difference = String::new();
+        while Instant::now() < deadline {
+            let alerts = all_alerts(self.daemon.data_dir());
+            points = alerts.len();
+            difference = database.difference_from(&alerts);
+            if difference.is_empty() {
+                break;
+            }
+            thread::park_timeout(Duration::from_millis(250));
+        }
+        assert!(difference.is_empty(), "the points of alerts in the database differ from the ledger: {difference}");
+        self.say(format_args!("and the points of {points} alerts"));
     }
 
     /// Publishes all that was published once more, after a broker has forgotten some of it.
@@ -229,13 +314,6 @@ impl Scene {
 
     /// Settles, waits for the database, stops the daemon and compares everything.
     pub(crate) fn check(&mut self) {
-        self.check_but_episodes();
-        let episodes = check_episodes(&self.daemon, &self.load());
-        self.say(format_args!("{episodes} episodes, as in a backtest that nobody interrupted"));
-    }
-
-    /// Likewise, where readings came so late that their range is only marked to be judged again.
-    pub(crate) fn check_but_episodes(&mut self) {
         self.settle();
         if self.database.is_some() {
             self.wait_for_database();
@@ -252,9 +330,10 @@ impl Scene {
         check_accounting(self.daemon.data_dir(), stored.len());
         check_dead_letters(self.daemon.data_dir(), &load);
         check_told(self.daemon.data_dir(), &alerts);
+        let episodes = check_episodes(&self.daemon, &load);
         drop(load);
         self.say(format_args!(
-            "{} readings and {} tellings of alerts are as they should be",
+            "{} readings, {} tellings of alerts and {episodes} episodes are as they should be",
             stored.len(),
             alerts.len()
         ));
@@ -418,31 +497,17 @@ fn check_episodes(daemon: &Daemon, load: &Load) -> usize {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     let expected = std::fs::read_to_string(&judged).unwrap();
 
-    let ledger = LedgerReader::open(daemon.data_dir()).unwrap();
-    let alerts = ledger.alerts(&AlertFilter::default(), None, 1_000_000).unwrap().items;
-    let mut episodes: Vec<EpisodeRecord> = alerts
-        .into_iter()
-        .filter(|alert| matches!(alert.state, AlertState::Firing | AlertState::Resolved))
-        .map(|alert| EpisodeRecord {
-            operator: alert.operator,
-            unit: alert.unit,
-            sensor: alert.sensor,
-            rule: alert.rule,
-            started_at: alert.started_at.0,
-            fired_at: alert.fired_at.expect("what is not pending has fired").0,
-            resolved_at: alert.resolved_at.map(|time| time.0),
-            extreme: alert.extreme,
-        })
-        .collect();
-    episode_file::sort(&mut episodes);
-    let mut told = Vec::new();
-    episode_file::write(&episodes, &mut told).unwrap();
-    let told = String::from_utf8(told).unwrap();
+    let exported = daemon.path("exported.jsonl");
+    let mut export = Command::new(env!("CARGO_BIN_EXE_frostline"));
+    export.arg("--config").arg(daemon.config_dir()).args(["export", "--what", "episodes", "--out"]).arg(&exported);
+    let output = export.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let told = std::fs::read_to_string(&exported).unwrap();
     for (told, expected) in told.lines().zip(expected.lines()) {
         assert_eq!(told, expected, "the first episode that differs from the backtest's");
     }
     assert_eq!(told.lines().count(), expected.lines().count(), "episodes in the ledger, and in the backtest");
-    episodes.len()
+    told.lines().count()
 }
 
 /// Returns what the ledger has told to people.
@@ -454,13 +519,11 @@ fn told_to_people(data_dir: &Path) -> BTreeSet<Told> {
 
 /// Checks that every alert was told, nothing twice in the ledger, and everything at least once on the broker.
 fn check_told(data_dir: &Path, heard: &BTreeSet<Told>) {
-    let ledger = LedgerReader::open(data_dir).unwrap();
-    let rows = ledger.told_from(0, usize::MAX >> 1).unwrap();
+    let rows = LedgerReader::open(data_dir).unwrap().told_from(0, usize::MAX >> 1).unwrap();
     let count = rows.iter().filter(|told| !told.superseded).count();
     let told = told_to_people(data_dir);
     assert_eq!(told.len(), count, "transitions that are in the ledger twice");
-    let alerts = ledger.alerts(&AlertFilter::default(), None, 1_000_000).unwrap().items;
-    for alert in &alerts {
+    for alert in all_alerts(data_dir) {
         let told_now = (alert.id.clone(), alert.revision, alert.state.as_str().to_owned());
         assert!(told.contains(&told_now), "{told_now:?} was never told");
     }

@@ -433,3 +433,18 @@ fn rows_that_cannot_be_used_are_named_and_the_rest_is_judged() {
     assert_eq!(outcome.summary.remarks[0], first);
     assert_eq!(outcome.summary.remarks.len(), 5);
 }
+
+#[test]
+fn a_rule_that_leaves_a_profile_in_use_nothing_clear_is_named_with_its_file_and_line() {
+    let dir = tempfile::tempdir().unwrap();
+    let rules = "# Two rules.\n[[rule]]\nid = \"good\"\nkind = \"silence\"\nquantity = \"temperature\"\n\n\
+                 [[rule]]\nid = \"too-wide\"\nkind = \"range\"\nquantity = \"temperature\"\nlimits = \"profile\"\nhysteresis = 4.0\n";
+    fs::write(dir.path().join("rules.toml"), rules).unwrap();
+    let fleet = "[[unit]]\nid = \"u1\"\noperator = \"op1\"\nkind = \"storage\"\nprofile = \"vaccine_2_8\"\n";
+    fs::write(dir.path().join("fleet.toml"), fleet).unwrap();
+    let problems = config::load_judgement(dir.path(), None).unwrap_err();
+    let told: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    let place = format!("{}:8: rule.hysteresis: ", dir.path().join("rules.toml").display());
+    assert_eq!(told.len(), 1, "{told:?}");
+    assert!(told[0].starts_with(&place), "{}", told[0]);
+}

@@ -115,8 +115,9 @@ pub fn load_judgement(dir: &Path, rules_file: Option<&Path>) -> Result<Judgement
     if let Some(file) = rules_file {
         match std::fs::read_to_string(file) {
             Ok(text) => {
-                let rules = rules::parse(&[(file.to_owned(), text.as_str())], &mut problems);
-                rules::check_against_profiles(file, &rules, &judgement.registry, &mut problems);
+                let files = [(file.to_owned(), text.as_str())];
+                let rules = rules::parse(&files, &mut problems);
+                rules::check_against_profiles(&files, &rules, &judgement.registry, &mut problems);
                 judgement.rules = rules.into();
             }
             Err(error) => problems.push(unreadable(file, &error)),
@@ -182,7 +183,7 @@ impl Bundle {
         let rule_files = self.files.iter().filter(|(name, _)| *name == "rules.toml" || name.starts_with("rules/"));
         let rule_files: Vec<(PathBuf, &str)> = rule_files.map(|(name, text)| (dir.join(name), text.as_str())).collect();
         let rules = rules::parse(&rule_files, problems);
-        rules::check_against_profiles(dir, &rules, &registry, problems);
+        rules::check_against_profiles(&rule_files, &rules, &registry, problems);
         Judgement {
             routes: routes::parse(&dir.join("routes.toml"), text("routes.toml"), problems),
             rules: rules.into(),

@@ -1,6 +1,6 @@
 //! `rules.toml` and `rules/*.toml`.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use frostline_core::model::{Kind, Limits, Profile, Registry, UnitKind};
@@ -259,19 +259,28 @@ pub(crate) fn one_of<'a>(words: impl IntoIterator<Item = &'a str>) -> String {
 
 /// Notes every profile in use by whose limits a rule could never end an episode, or would fire within them.
 pub(crate) fn check_against_profiles(
-    dir: &Path,
+    files: &[(PathBuf, &str)],
     rules: &[Arc<Rule>],
     registry: &Registry,
     problems: &mut Vec<Problem>,
 ) {
-    problems.extend(
-        rules.iter().flat_map(|rule| profiles_that_do_not_fit(rule, registry)).map(|(key, message)| Problem {
-            file: dir.to_owned(),
-            line: None,
-            key: format!("rule.{key}"),
-            message,
-        }),
-    );
+    for rule in rules {
+        for (key, message) in profiles_that_do_not_fit(rule, registry) {
+            let (file, line) = place_of(&rule.id, files);
+            problems.push(Problem { file, line, key: format!("rule.{key}"), message });
+        }
+    }
+}
+
+/// Returns the file and the line in which a rule says its id.
+fn place_of(id: &str, files: &[(PathBuf, &str)]) -> (PathBuf, Option<usize>) {
+    let quoted = format!("\"{id}\"");
+    let says_id = |line: &str| line.trim_start().starts_with("id") && line.contains(&quoted);
+    let place = files.iter().find_map(|(file, text)| Some((file.clone(), text.lines().position(says_id)? + 1)));
+    match place {
+        Some((file, line)) => (file, Some(line)),
+        None => (files.first().map(|(file, _)| file.clone()).unwrap_or_default(), None),
+    }
 }
 
 /// Returns a key and a message for each profile in use whose limits a rule with limits from the profile does not suit.

@@ -125,3 +125,15 @@ fn with_nothing_to_wait_for_it_fires_as_the_suspension_ends_and_the_limits_never
         assert_eq!(fired(&tell(range(Some(suspension)), 0, &defrost(value), 20).changes), [fires_at], "{value}");
     }
 }
+
+#[test]
+fn a_rate_counts_clear_readings_too_once_another_is_out() {
+    let rate = Condition::Rate { per_ms: 100, rise: Some(6.0), fall: Some(2.0), keep_firing_for_ms: 50 };
+    // Differences: none, fallen by 2.5, risen by 4 and by 3, fallen by 2.1; the rises are clear.
+    let readings = [(0, "t1", 5.0), (5, "t1", 2.5), (10, "t1", 6.5), (15, "t1", 5.5), (20, "t1", 4.4)];
+    let extremes = [2, 3, 4, 5].map(|count| {
+        let told = tell(rate, 0, &readings[..count], 20);
+        told.engine.firing(&unit())[0].episode.extreme
+    });
+    assert_eq!(extremes, [Some(2.5), Some(2.5), Some(2.5), Some(4.0)]);
+}

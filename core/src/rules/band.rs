@@ -267,15 +267,10 @@ impl BandRule {
             let at = if suspended.contains(from) { suspended.until } else { from };
             return (Some(at), at.millis_since(from).min(held_ms));
         }
-        let until = from.plus_millis(held_ms);
-        let before_ms = suspended.from.min(until).millis_since(from).max(0);
-        if missing_ms <= before_ms {
-            return (Some(from.plus_millis(missing_ms)), 0);
-        }
-        let not_counted_ms = suspended.until.min(until).millis_since(suspended.from.max(from)).max(0);
-        let missing_after_ms = missing_ms - before_ms;
-        let after_ms = held_ms - before_ms - not_counted_ms;
-        let fires_at = (missing_after_ms <= after_ms).then(|| suspended.until.max(from).plus_millis(missing_after_ms));
+        // A suspension begins at a reading, up to which time has passed already.
+        let resumes_at = suspended.until.max(from);
+        let not_counted_ms = resumes_at.millis_since(from).min(held_ms);
+        let fires_at = (missing_ms <= held_ms - not_counted_ms).then(|| resumes_at.plus_millis(missing_ms));
         (fires_at, not_counted_ms)
     }
 

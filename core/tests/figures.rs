@@ -95,10 +95,10 @@ fn a_range_knows_its_extreme_its_limits_and_what_was_known() {
 
 #[test]
 fn what_is_firing_has_the_figures_of_its_newest_reading() {
-    let readings = [(5, "t1", 9.0), (14, "t1", 12.0), (18, "t1", -3.0)];
-    let told = tell(range(None), 4, &readings, 18);
+    let readings = [(5, "t1", 9.0), (20, "t1", 12.0), (24, "t1", -3.0)];
+    let told = tell(range(None), 4, &readings, 24);
     let firing: Vec<_> = told.engine.firing(&unit()).into_iter().map(|firing| firing.episode).collect();
-    assert_eq!(firing, [episode(5, 9, (12.0, -3.0, 13, 0, 0))]);
+    assert_eq!(firing, [episode(5, 9, (12.0, -3.0, 14, 5, 0))]);
 }
 
 #[test]

@@ -75,7 +75,7 @@ impl Runs {
     fn push_run(&mut self, gap_ms: u32, length_ms: u32) {
         if self.runs.len() == self.runs.capacity() {
             // Doubling would cost twice the memory that is needed.
-            self.runs.reserve_exact(self.runs.len() / 32 + 1);
+            self.runs.reserve_exact(self.runs.len() / 8 + 1);
         }
         self.runs.push_back((gap_ms, length_ms));
     }

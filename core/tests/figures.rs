@@ -137,3 +137,28 @@ fn a_rate_counts_clear_readings_too_once_another_is_out() {
     });
     assert_eq!(extremes, [Some(2.5), Some(2.5), Some(2.5), Some(4.0)]);
 }
+
+#[test]
+fn all_of_an_episode_of_too_few_readings_is_unmonitored() {
+    let cadence = Condition::Cadence { every_ms: 5, every_out_ms: None, share: 0.9, window_ms: 20 };
+    let readings = [
+        (0, "t1", 5.0),
+        (45, "t1", 6.0),
+        (60, "t1", 6.0),
+        (65, "t1", 6.0),
+        (70, "t1", 6.0),
+        (75, "t1", 6.0),
+        (81, "t1", 7.0),
+    ];
+    let of = |fired_at, last_value, unmonitored_ms| Episode {
+        extreme: None,
+        limit_low: None,
+        limit_high: None,
+        ..episode(0, fired_at, (0.0, last_value, 0, unmonitored_ms, 0))
+    };
+    let firing = tell(cadence, 0, &readings[..2], 45).engine.firing(&unit());
+    assert_eq!(firing[0].episode, of(20, 6.0, 0));
+    let told = tell(cadence, 0, &readings, 81);
+    // What is told when a reading shows it has the last value before that reading.
+    assert_eq!(told.changes, [Change::Fired(of(20, 5.0, 0)), Change::Resolved(ended(of(20, 6.0, 60), 60))]);
+}

@@ -218,3 +218,30 @@ impl Cumulative {
         self.firing_since.map(|since| Episode { last_value, ..self.episode(since) })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_and_gaps_longer_than_seven_weeks_are_added_and_forgotten_to_the_millisecond() {
+        let at = Timestamp::from_millis;
+        // Longer than 2³² milliseconds.
+        let long_ms = 5_000_000_000;
+        let mut runs = Runs::default();
+        runs.push(at(0), at(long_ms));
+        runs.push(at(long_ms), at(long_ms + 7));
+        runs.push(at(3 * long_ms), at(3 * long_ms + 10));
+        assert_eq!((runs.sum_ms, runs.first()), (long_ms + 17, Some((at(0), i64::from(u32::MAX)))));
+        runs.forget_before(at(long_ms / 2));
+        assert_eq!(runs.sum_ms, long_ms / 2 + 17);
+        runs.forget_before(at(long_ms + 3));
+        assert_eq!((runs.sum_ms, runs.first()), (14, Some((at(long_ms + 3), 4))));
+        runs.forget_before(at(2 * long_ms));
+        assert_eq!(runs.sum_ms, 10);
+        runs.forget_before(at(3 * long_ms + 4));
+        assert_eq!((runs.sum_ms, runs.first()), (6, Some((at(3 * long_ms + 4), 6))));
+        runs.forget_before(at(4 * long_ms));
+        assert_eq!((runs.sum_ms, runs.first()), (0, None));
+    }
+}

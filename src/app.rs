@@ -14,7 +14,7 @@ use anyhow::Context;
 use frostline_core::codec::find_route;
 use frostline_core::codec::topic::STATUS_FILTER;
 use frostline_core::model::Timestamp;
-use tokio::sync::{broadcast, oneshot, watch};
+use tokio::sync::oneshot;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -34,7 +34,7 @@ use crate::journal::{
 };
 use crate::ledger::{Ledger, SinkProgress};
 use crate::notify::mqtt::{Broker, NotifyMetrics, Unpublished};
-use crate::pipeline::{self, AcceptedFeed, Accounting, LedgerSinkStore, Live, PipelineOptions, PipelineShared};
+use crate::pipeline::{self, AcceptedFeed, LedgerSinkStore, PipelineOptions, PipelineShared};
 use crate::series::influxdb2;
 use crate::web::{self, WebOptions};
 
@@ -156,15 +156,7 @@ pub async fn start(loaded: Loaded, clock: Arc<dyn Clock>) -> anyhow::Result<App>
     let stop = stages.intake.clone();
     tasks.spawn(async move { ("source", source.run(stop).await.map_err(Into::into)) });
 
-    let shared = PipelineShared {
-        accounting: Accounting::default(),
-        live: Live::default(),
-        events: broadcast::channel(STREAM_BACKLOG).0,
-        readings: broadcast::channel(STREAM_BACKLOG).0,
-        next_deadline_ms: Arc::new(AtomicI64::new(i64::MAX)),
-        next_quiet_ms: Arc::new(AtomicI64::new(i64::MAX)),
-        committed: watch::channel(0).0,
-    };
+    let shared = PipelineShared::new(STREAM_BACKLOG);
     registry.register(Box::new(shared.accounting.clone()))?;
     let closed_days = ClosedDays::default();
     let sources = Sources {

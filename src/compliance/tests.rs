@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicI64;
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -12,7 +11,6 @@ use frostline_core::model::{Kind, Name, Quality, Reading, Timestamp, UnitKey};
 use proptest::prelude::*;
 use serde_json::json;
 use tempfile::TempDir;
-use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::*;
@@ -21,7 +19,7 @@ use crate::config::{self, Loaded};
 use crate::health::Health;
 use crate::history::{DAY_MS, HistoryMetrics};
 use crate::journal::{Entry, Journal, JournalHandle, JournalMetrics, JournalOptions, Message};
-use crate::pipeline::{self, Accounting, PipelineOptions, PipelineShared};
+use crate::pipeline::{self, PipelineOptions, PipelineShared};
 
 /// How long anything that must happen is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -158,15 +156,7 @@ impl Daemon {
         );
         let (mut journal, _) = Journal::<()>::open(options).unwrap();
         let (handle, readers, cursor) = (journal.handle(), journal.readers(), journal.register("pipeline", 0));
-        let shared = PipelineShared {
-            accounting: Accounting::default(),
-            live: Live::default(),
-            events: broadcast::channel(64).0,
-            readings: broadcast::channel(64).0,
-            next_deadline_ms: Arc::new(AtomicI64::new(i64::MAX)),
-            next_quiet_ms: Arc::new(AtomicI64::new(i64::MAX)),
-            committed: watch::channel(0).0,
-        };
+        let shared = PipelineShared::new(64);
         let judgement = Arc::new(judgement);
         let closed_days = ClosedDays::default();
         let sources = Sources {

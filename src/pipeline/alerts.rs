@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use frostline_core::model::{Kind, Reading, SeriesKey, Timestamp, UnitKey};
+use frostline_core::model::{Kind, Reading, Timestamp, UnitKey};
 use frostline_core::rules::{
     Change, Condition, Engine, Episode, Era, LimitSource, Rule, Transition, episode_id, limits_in_force,
 };
@@ -72,8 +72,7 @@ impl Pipeline {
             // Where readings bring the time, the first one is on its way already, under a short name of no engine.
             for unit in self.units.iter_mut() {
                 for series in &mut unit.series {
-                    let key = SeriesKey { unit: unit.key.clone(), sensor: series.sensor.clone(), kind: series.kind };
-                    series.engine = self.engine.series(&key);
+                    series.engine = self.engine.series(&series.key(&unit.key));
                 }
             }
         } else {

@@ -140,6 +140,21 @@ pub struct PipelineShared {
     pub committed: tokio::sync::watch::Sender<u64>,
 }
 
+impl PipelineShared {
+    /// Returns it as it is before anything is judged; a listener may fall `backlog` events behind.
+    pub fn new(backlog: usize) -> Self {
+        Self {
+            accounting: Accounting::default(),
+            live: Live::default(),
+            events: tokio::sync::broadcast::channel(backlog).0,
+            readings: tokio::sync::broadcast::channel(backlog).0,
+            next_deadline_ms: Arc::new(AtomicI64::new(i64::MAX)),
+            next_quiet_ms: Arc::new(AtomicI64::new(i64::MAX)),
+            committed: tokio::sync::watch::channel(0).0,
+        }
+    }
+}
+
 /// The pipeline between two journal entries.
 struct Pipeline {
     options: PipelineOptions,

@@ -310,15 +310,7 @@ fn run_pipeline(dir: &Path, readers: &JournalReaders, steps: &[(u16, Step)], res
         history_metrics: HistoryMetrics::register(&registry).unwrap(),
         clock: Arc::new(ManualClock::at(Timestamp::from_millis(EPOCH_MS))),
     };
-    let shared = PipelineShared {
-        accounting: Accounting::default(),
-        live: Live::default(),
-        events: tokio::sync::broadcast::channel(16).0,
-        readings: tokio::sync::broadcast::channel(16).0,
-        next_deadline_ms: Arc::new(AtomicI64::new(i64::MAX)),
-        next_quiet_ms: Arc::new(AtomicI64::new(i64::MAX)),
-        committed: tokio::sync::watch::channel(0).0,
-    };
+    let shared = PipelineShared::new(16);
     let cursor = {
         let health = Health::default();
         let options = JournalOptions::new(

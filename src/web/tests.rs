@@ -1,7 +1,6 @@
 //! The interface as an outsider sees it: a real server before a real journal, pipeline, ledger and history.
 
 use std::path::Path;
-use std::sync::atomic::AtomicI64;
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -11,7 +10,6 @@ use frostline_core::model::Timestamp;
 use reqwest::{Client, RequestBuilder, StatusCode};
 use serde_json::{Value, json};
 use tempfile::TempDir;
-use tokio::sync::{broadcast, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::{WebError, WebOptions, bind, run};
@@ -20,7 +18,7 @@ use crate::config;
 use crate::health::Health;
 use crate::journal::{Entry, Journal, JournalHandle, JournalMetrics, JournalOptions, Message, Oversize};
 use crate::ledger::{DeadMessage, SinkProgress};
-use crate::pipeline::{self, Accounting, Live, PipelineOptions, PipelineShared};
+use crate::pipeline::{self, PipelineOptions, PipelineShared};
 
 /// How long anything that must happen is waited for.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -113,15 +111,7 @@ impl Daemon {
         );
         let (mut journal, _) = Journal::<()>::open(options).unwrap();
         let (handle, readers, cursor) = (journal.handle(), journal.readers(), journal.register("pipeline", 0));
-        let shared = PipelineShared {
-            accounting: Accounting::default(),
-            live: Live::default(),
-            events: broadcast::channel(64).0,
-            readings: broadcast::channel(64).0,
-            next_deadline_ms: Arc::new(AtomicI64::new(i64::MAX)),
-            next_quiet_ms: Arc::new(AtomicI64::new(i64::MAX)),
-            committed: watch::channel(0).0,
-        };
+        let shared = PipelineShared::new(64);
         metrics.register(Box::new(shared.accounting.clone())).unwrap();
         let pipeline_options = PipelineOptions {
             data_dir: data_dir.path().to_owned(),

@@ -898,6 +898,7 @@ impl Engine {
         let sensor = known.map_or_else(|| Arc::from(sensor), |(name, _)| Arc::clone(name));
         let key = Arc::clone(&unit.key);
         let slots = self.slots(number, Some((&sensor, kind)), Timestamp::MIN);
+        let slots = slots.into_iter().map(|slot| self.with_what_holds(number, slot)).collect();
         let id = self.add_series(number, Some(Arc::clone(&sensor)), Some(kind), slots);
         self.series[id.0 as usize].alive_at = self.eras.registered_at(&key, &sensor).unwrap_or(Timestamp::MIN);
         let siblings = self.units[number as usize].sensors.get(&sensor).into_iter().flatten();
@@ -905,21 +906,7 @@ impl Engine {
         self.series[id.0 as usize].is_muted = siblings.into_iter().any(is_seen);
         self.units[number as usize].sensors.entry(sensor).or_default().push(id);
         self.note_suspended(number, id);
-        self.take_over_suspensions(number, id);
         id
-    }
-
-    /// Lets the rules of a new series know what suspends them already.
-    fn take_over_suspensions(&mut self, unit: u32, id: SeriesId) {
-        let Some(whole) = self.units[unit as usize].whole else { return };
-        let mut slots = std::mem::take(&mut self.series[id.0 as usize].slots);
-        for slot in slots.iter_mut().filter(|slot| matches!(slot.state, State::Suspended(_))) {
-            let of_unit = self.series[whole.0 as usize].slots.iter().find(|of_unit| of_unit.rule == slot.rule);
-            if let Some(of_unit) = of_unit {
-                slot.state = of_unit.state.clone();
-            }
-        }
-        self.series[id.0 as usize].slots = slots;
     }
 
     fn note_suspended(&mut self, unit: u32, id: SeriesId) {
